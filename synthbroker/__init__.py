@@ -1,0 +1,79 @@
+"""synthbroker: a ring of samples between the programs that make them and the training loops that eat them.
+
+The names below are the public API. `RingDataset` and `RingLoader` import torch when first used; nothing else does.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from synthbroker.batch import Batch, BatchInfo, TupleBatch
+from synthbroker.consumer import Consumer
+from synthbroker.errors import (
+    DamagedSampleError,
+    EndpointError,
+    GeneratorError,
+    MissingExtraError,
+    RingEndedError,
+    RingError,
+    RingFullError,
+    RingMismatchError,
+    RingMissingError,
+    RingTooLargeError,
+    SchemaError,
+    ServerError,
+    ServerFullError,
+    ServerGoneError,
+    ServerRefusedError,
+    ServerStartError,
+    ShutOutError,
+    StarvedError,
+    SynthbrokerError,
+    UnacknowledgedError,
+)
+from synthbroker.peek import peek
+from synthbroker.producer import Producer, ProducerStats
+
+if TYPE_CHECKING:
+    from synthbroker.dataset import RingDataset, RingLoader
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "BatchInfo",
+    "Consumer",
+    "DamagedSampleError",
+    "EndpointError",
+    "GeneratorError",
+    "MissingExtraError",
+    "Producer",
+    "ProducerStats",
+    "RingDataset",
+    "RingEndedError",
+    "RingError",
+    "RingFullError",
+    "RingLoader",
+    "RingMismatchError",
+    "RingMissingError",
+    "RingTooLargeError",
+    "SchemaError",
+    "ServerError",
+    "ServerFullError",
+    "ServerGoneError",
+    "ServerRefusedError",
+    "ServerStartError",
+    "ShutOutError",
+    "StarvedError",
+    "SynthbrokerError",
+    "TupleBatch",
+    "UnacknowledgedError",
+    "peek",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is asked for (PEP 562)."""
+    if name in ("RingDataset", "RingLoader"):
+        from synthbroker import dataset
+
+        return getattr(dataset, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

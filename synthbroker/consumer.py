@@ -1,0 +1,191 @@
+"""The training side without torch: batches of numpy arrays."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.util import Finalize
+from threading import Event
+from types import TracebackType
+from typing import Any, Self
+
+from synthbroker import settings
+from synthbroker.assemble import Finish, stack
+from synthbroker.batch import BatchInfo
+from synthbroker.connection import Connection
+from synthbroker.errors import RingEndedError, RingMissingError
+from synthbroker.options import ReadOptions
+from synthbroker.reader import Reader, Ready
+from synthbroker.ring import Ring
+from synthbroker.source import Seat
+
+log = logging.getLogger("synthbroker")
+
+NUMPY = Finish(tensor=lambda array: array, collate=stack)
+
+
+class Session:
+    """Reads a ring over several iterations, in the process that made it.
+
+    Args:
+        options: How it is read.
+        finish: What arrays become.
+        seat: Which of several readers this is.
+        lag: A batch is acknowledged when so many more were asked for.
+    """
+
+    def __init__(self, options: ReadOptions, finish: Finish, seat: Seat, lag: int = 0) -> None:
+        self.reader = Reader(options, finish, seat)
+        self._options, self._seat, self._lag = options, seat, lag
+        self._unacknowledged: list[BatchInfo] = []
+        # Unlike atexit this also runs at the end of a forked worker.
+        self._end = Finalize(self, self.reader.close, exitpriority=10)
+        self.reader.start()
+
+    def batches(self) -> Iterator[Ready]:
+        """Go on with the stream, for one iteration; asking for a batch says that those before were trained on."""
+        sizes = self.reader.sizes
+        left = None if sizes is None else len(sizes)
+        while left is None or left > 0:
+            self._acknowledge(self._lag)
+            ready = self.reader.next()
+            if ready is None:
+                self._acknowledge(0)
+                self.close()
+                return
+            self._unacknowledged.append(ready.info)
+            if self._options.ack == "delivered":
+                self._acknowledge(0)
+            left = None if left is None else left - 1
+            yield ready
+        self._acknowledge(0)
+
+    @property
+    def usable(self) -> bool:
+        """Whether this process may go on with it; not after a fork, and not after its end."""
+        return bool(self._end.still_active()) and self.reader.pid == os.getpid()
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._end()
+
+    def _acknowledge(self, keep: int) -> None:
+        if not self._seat.acknowledges:
+            self._unacknowledged.clear()
+        while len(self._unacknowledged) > keep:
+            info = self._unacknowledged[0]
+            self.reader.source.acknowledge(info.epoch, info.unacknowledged)
+            del self._unacknowledged[0]
+
+
+def family_name(name: str | None) -> str:
+    """Name the readers of one training process."""
+    job = settings.job()
+    return name or f"{job.host}-{job.pid}"
+
+
+def acknowledge(connection: Connection, info: BatchInfo, reconnect_s: float) -> None:
+    """Acknowledge a batch that another process was given. What the server lost meanwhile needs no acknowledgement."""
+    ring = Ring(connection, info.ring)
+    ring.epoch = info.epoch
+    group = info.group
+    if group is not None and info.unacknowledged:
+        with contextlib.suppress(RingMissingError):
+            connection.keep_trying(lambda: ring.acknowledge(group, info.unacknowledged), reconnect_s, Event())
+
+
+def raise_if_drained(url: str | None, ring: str, group: str | None) -> None:
+    """Raise RingEndedError if the ring has ended; called where a reader has come to its end before."""
+    connection = Connection(url)
+    try:
+        if group is not None and Ring(connection, ring).read_meta().ended:
+            raise RingEndedError(
+                f"ring {ring!r} has ended and group {group!r} has read all of it: start generators with reopen=True, "
+                "or read it again with another group"
+            )
+    finally:
+        connection.close()
+
+
+class Consumer:
+    """Reads a ring in batches of numpy arrays (those of ml_dtypes included); see `ReadOptions` for the arguments.
+
+    Iterating blocks until there are samples, and ends when the ring has ended and the group has had everything.
+    Iterating again goes on with the stream. A batch is a dict of arrays of shape (batch_size, ...), which belong to the
+    caller; its `info` says where the samples came from.
+
+    Raises:
+        StarvedError: There was no sample for `wait_s`.
+        RingEndedError: The ring has ended, and this consumer has come to its end before.
+        RingMismatchError: The group is read with another `reuse`.
+        ServerGoneError: The server did not answer for `reconnect_s`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        ring: str,
+        group: str | None,
+        batch_size: int = 1,
+        reuse: float | str = 1,
+        ack: str = "next",
+        prefetch: int = 2,
+        wait_s: float = 600.0,
+        transform: Callable[[Any], Any] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        drop_last: bool = False,
+        fields: Sequence[str] | None = None,
+        producers: Sequence[str] | None = None,
+        min_fill: int = 1,
+        epoch_size: int | None = None,
+        reconnect_s: float = 300.0,
+        claim_after_s: float = 30.0,
+        name: str | None = None,
+    ) -> None:
+        self.options = ReadOptions(
+            url,
+            ring,
+            group,
+            batch_size=batch_size,
+            reuse=reuse,
+            ack=ack,
+            prefetch=prefetch,
+            wait_s=wait_s,
+            transform=transform,
+            collate=collate,
+            drop_last=drop_last,
+            fields=fields,
+            producers=producers,
+            min_fill=min_fill,
+            epoch_size=epoch_size,
+            reconnect_s=reconnect_s,
+            claim_after_s=claim_after_s,
+            name=name,
+        )
+        self._session: Session | None = None
+        self._ended = False
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._ended:
+            raise_if_drained(self.options.url, self.options.ring, self.options.group)
+        if self._session is None or not self._session.usable:
+            self._session = Session(self.options, NUMPY, Seat(family_name(self.options.name)))
+        session = self._session
+        self._ended = False
+        for ready in session.batches():
+            yield ready.batch
+        self._ended = not session.usable
+
+    def close(self) -> None:
+        """Leave the group; what was not acknowledged is given to others."""
+        if self._session is not None:
+            self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

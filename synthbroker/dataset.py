@@ -1,0 +1,196 @@
+"""The training side with torch: an IterableDataset and its loader. The only module that imports torch's Dataset."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+
+from synthbroker import tensors
+from synthbroker.assemble import Finish
+from synthbroker.batch import BatchInfo
+from synthbroker.connection import Connection
+from synthbroker.consumer import Session, acknowledge, family_name, raise_if_drained
+from synthbroker.options import ReadOptions
+from synthbroker.ring import Ring
+from synthbroker.source import Seat
+
+TORCH = Finish(tensor=tensors.to_torch, collate=default_collate)
+
+# A worker is asked for a batch ahead of the training loop, `prefetch_factor` of them (DataLoader's default is 2); when
+# it is asked for the next but that many, the one before was trained on (torch.utils.data.dataloader, _try_put_index).
+_WORKER_LAG = 3
+
+
+class RingDataset(IterableDataset[Any]):
+    """Reads a ring in batches of torch tensors; see `ReadOptions` for the arguments.
+
+    `for batch in dataset.loader()` is the usual way; `DataLoader(dataset, batch_size=None, num_workers=N)` works too.
+    A batch is a dict of tensors of shape (batch_size, ...), which belong to the caller. Making a dataset opens nothing,
+    and it may be pickled; each process that iterates it is a reader of its own.
+
+    Raises (while iterating):
+        StarvedError: There was no sample for `wait_s`.
+        RingEndedError: The ring has ended, and this dataset has come to its end before.
+        RingMismatchError: The group is read with another `reuse`.
+        ServerGoneError: The server did not answer for `reconnect_s`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        ring: str,
+        group: str | None,
+        batch_size: int = 1,
+        reuse: float | str = 1,
+        ack: str = "next",
+        prefetch: int = 2,
+        wait_s: float = 600.0,
+        transform: Callable[[Any], Any] | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        drop_last: bool = False,
+        fields: Sequence[str] | None = None,
+        producers: Sequence[str] | None = None,
+        min_fill: int = 1,
+        epoch_size: int | None = None,
+        reconnect_s: float = 300.0,
+        claim_after_s: float = 30.0,
+        name: str | None = None,
+    ) -> None:
+        self.options = ReadOptions(
+            url,
+            ring,
+            group,
+            batch_size=batch_size,
+            reuse=reuse,
+            ack=ack,
+            prefetch=prefetch,
+            wait_s=wait_s,
+            transform=transform,
+            collate=collate,
+            drop_last=drop_last,
+            fields=fields,
+            producers=producers,
+            min_fill=min_fill,
+            epoch_size=epoch_size,
+            reconnect_s=reconnect_s,
+            claim_after_s=claim_after_s,
+            name=name,
+        )
+        self._family = family_name(name)
+        self._session: Session | None = None
+        self._ended = False
+
+    def loader(self, *, num_workers: int = 0, pin_memory: bool = False, **options: Any) -> "RingLoader":
+        """Make the DataLoader for this dataset.
+
+        Args:
+            num_workers: Processes that receive and unpack; 0: threads of this process.
+            pin_memory: Give batches in page-locked memory.
+            **options: Further arguments of DataLoader, save those that `RingDataset` takes itself.
+        """
+        return RingLoader(self, num_workers=num_workers, pin_memory=pin_memory, **options)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The ring's `info`; asks the server.
+
+        Raises:
+            RingMissingError: There is no such ring yet.
+        """
+        connection = Connection(self.options.url)
+        try:
+            return Ring(connection, self.options.ring).read_meta().info
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Leave the group; what was not acknowledged is given to others."""
+        if self._session is not None:
+            self._session.close()
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch, _ in self.read(acknowledges=True):
+            yield batch
+
+    def __len__(self) -> int:
+        """Batches in one iteration, if `epoch_size` sets that."""
+        sizes = self.options.sizes(0, 1)
+        if sizes is None:
+            raise TypeError("a ring has no length; say epoch_size=N for iterations of N samples")
+        return len(sizes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_session": None}
+
+    def read(self, *, acknowledges: bool) -> Iterator[tuple[Any, BatchInfo]]:
+        """Iterate batches with their info beside them; without `acknowledges` whoever gets them must do that."""
+        if self._ended:
+            raise_if_drained(self.options.url, self.options.ring, self.options.group)
+        if self._session is None or not self._session.usable:
+            worker = get_worker_info()
+            seat = Seat(self._family, worker.id if worker else 0, worker.num_workers if worker else 1, acknowledges)
+            self._session = Session(self.options, TORCH, seat, lag=_WORKER_LAG if worker else 0)
+        session = self._session
+        self._ended = False
+        for ready in session.batches():
+            yield ready.batch, ready.info
+        self._ended = not session.usable
+
+
+class _WithInfo(IterableDataset[Any]):
+    """What the loader's workers iterate: each batch with its info beside it, whatever `collate` made of the batch."""
+
+    def __init__(self, dataset: RingDataset) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[tuple[Any, BatchInfo]]:
+        return self.dataset.read(acknowledges=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class RingLoader(DataLoader[Any]):
+    """A DataLoader that acknowledges in the training process: there, and only there, is known what was trained on.
+
+    Made by `RingDataset.loader`.
+    """
+
+    def __init__(self, dataset: RingDataset, *, num_workers: int, **options: Any) -> None:
+        for name in "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last":
+            if name in options:
+                raise TypeError(f"loader() takes no {name}: RingDataset does (batch_size, collate, drop_last, ...)")
+        self._read = dataset.options
+        self._trained_on: BatchInfo | None = None
+        self._ended = False
+        super().__init__(
+            _WithInfo(dataset) if num_workers else dataset, batch_size=None, num_workers=num_workers, **options
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if not self.num_workers:
+            yield from super().__iter__()
+            return
+        if self._ended:
+            raise_if_drained(self._read.url, self._read.ring, self._read.group)
+        self._ended = False
+        connection = Connection(self._read.url)
+        try:
+            # A loop that was left with `break` has trained on the batch it had; asking again says so.
+            self._acknowledge(connection)
+            for batch, info in super().__iter__():
+                self._acknowledge(connection)
+                self._trained_on = info
+                if self._read.ack == "delivered":
+                    self._acknowledge(connection)
+                yield batch
+            self._acknowledge(connection)
+        finally:
+            connection.close()
+        self._ended = self._read.epoch_size is None
+
+    def _acknowledge(self, connection: Connection) -> None:
+        info, self._trained_on = self._trained_on, None
+        if info is not None and info.group is not None:
+            acknowledge(connection, info, self._read.reconnect_s)

@@ -1,0 +1,32 @@
+-- Drops a group, or the whole ring in bounded steps.
+--
+-- ARGV  2 group, or '' for the ring
+-- Reply OK | MORE call again | NOGROUP | NORING
+
+local ring = load_ring()
+if not ring then return {'NORING'} end
+local name = ARGV[2]
+if name ~= '' then
+  if not load_group(name) then return {'NOGROUP'} end
+  redis.call('xgroup', 'destroy', samples_key, name)
+  redis.call('unlink', group_key(name), uses_key(name))
+  for _, member in ipairs(redis.call('zrange', consumers_key, 0, -1)) do
+    if string.sub(member, 1, #name + 1) == name .. ' ' then
+      redis.call('zrem', consumers_key, member)
+      redis.call('hdel', consumers_key .. ':about', member)
+    end
+  end
+  if redis.call('hget', meta_key, 'waiting') == '1' then tell_room('drop') end
+  return {'OK'}
+end
+
+local lines = redis.call('lrange', index_key, 0, STEP - 1)
+local groups = load_groups()
+if #lines > 0 then
+  evict(ring, lines, groups)
+  return {'MORE'}
+end
+for _, group in ipairs(groups) do redis.call('unlink', group_key(group.name), uses_key(group.name)) end
+redis.call('unlink', samples_key, index_key, leases_key, seqs_key, room_key, producers_key, consumers_key, quarantine_key,
+  producers_key .. ':about', consumers_key .. ':about', meta_key)
+return {'OK'}

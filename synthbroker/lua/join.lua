@@ -1,0 +1,42 @@
+-- Registers one life of a process.
+--
+-- ARGV  2 role: producer or consumer  3 name  4 word of this incarnation  5 about, JSON
+--       producer: 6 last sequence number that counts as taken
+--       consumer: 6 group  7 reuse ('' takes the group's own)
+-- Reply OK | MISMATCH reuse theirs ours | NORING
+-- A producer of the same name with another word is shut out from now on. A group that is not there is made,
+-- beginning at the oldest live sample.
+
+local ring = load_ring()
+if not ring then return {'NORING'} end
+local role, name, word, about = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+
+if role == 'producer' then
+  allow_bookkeeping()
+  if load_seq(name) ~= word then
+    use_lease(ring, name, math.huge, math.huge)
+    save_ring(ring)
+    redis.call('hset', seqs_key, name, word .. ' ' .. ARGV[6])
+  end
+  redis.call('zadd', producers_key, string.format('%.3f', now()), name)
+  redis.call('hset', prefix .. 'producers:about', name, about)
+  return {'OK'}
+end
+
+local group, reuse = ARGV[6], ARGV[7]
+allow_bookkeeping()
+if not load_group(group) then
+  make_group(ring, group, reuse ~= '' and reuse or '1')
+else
+  local theirs = redis.call('hget', group_key(group), 'reuse')
+  if theirs == '' then
+    redis.call('hset', group_key(group), 'reuse', reuse ~= '' and reuse or '1')
+  elseif reuse ~= '' and theirs ~= reuse then
+    return {'MISMATCH', 'reuse', theirs, reuse}
+  end
+end
+local member = name .. ':' .. word
+redis.call('xgroup', 'createconsumer', samples_key, group, member)
+redis.call('zadd', consumers_key, string.format('%.3f', now()), group .. ' ' .. member)
+redis.call('hset', prefix .. 'consumers:about', group .. ' ' .. member, about)
+return {'OK'}

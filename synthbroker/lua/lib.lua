@@ -1,0 +1,235 @@
+-- Shared by all scripts; put in front of each of them.
+--
+-- KEYS[1]  sb:{ring}:meta; all other keys of the ring begin with the same prefix, and so share its slot.
+-- ARGV[1]  the epoch the caller believes in.
+--
+-- Every reply is an array that begins with a word: OK, or what is in the way. NORING: no meta, or another epoch.
+-- A script checks before its first write. Numbers are whole and below 2^53, so doubles hold them exactly.
+
+local meta_key = KEYS[1]
+local prefix = string.sub(meta_key, 1, -5)
+local samples_key = prefix .. 'samples'
+local index_key = prefix .. 'index'
+local leases_key = prefix .. 'leases'
+local seqs_key = prefix .. 'seqs'
+local room_key = prefix .. 'room'
+local producers_key = prefix .. 'producers'
+local consumers_key = prefix .. 'consumers'
+local quarantine_key = prefix .. 'quarantine'
+
+local STEP = 64             -- how many samples one eviction step may remove
+local KEYS_AT_ONCE = 1000   -- Lua's unpack is limited by its stack
+
+local function int(number) return string.format('%.0f', number) end
+local function id_of(number) return int(number) .. '-0' end
+local function number_of(id) return tonumber(string.match(id, '^%d+')) end
+local function group_key(group) return prefix .. 'group:' .. group end
+local function uses_key(group) return prefix .. 'uses:' .. group end
+
+local function now()
+  local time = redis.call('time')
+  return tonumber(time[1]) + tonumber(time[2]) / 1e6
+end
+
+-- At the server's memory limit a script may not begin with a command that takes memory, but may go on with one.
+-- Bookkeeping is small and must go on, so that the ring can be emptied: a write that frees nothing opens the way.
+local function allow_bookkeeping() redis.call('unlink', prefix .. 'nothing') end
+
+-- The ring's state, or nil where there is no such ring.
+local function load_ring()
+  local f = redis.call('hmget', meta_key, 'epoch', 'first', 'next', 'bytes', 'leased_bytes', 'leased_samples',
+    'capacity', 'max_samples', 'when_full', 'ended')
+  if not f[1] or f[1] ~= ARGV[1] then return nil end
+  return {
+    first = tonumber(f[2]), next = tonumber(f[3]), bytes = tonumber(f[4]),
+    leased_bytes = tonumber(f[5]), leased_samples = tonumber(f[6]),
+    capacity = tonumber(f[7]), max_samples = tonumber(f[8]), block = f[9] == 'block', ended = f[10] ~= '0',
+  }
+end
+
+local function save_ring(ring)
+  redis.call('hset', meta_key, 'first', int(ring.first), 'next', int(ring.next), 'bytes', int(ring.bytes),
+    'leased_bytes', int(ring.leased_bytes), 'leased_samples', int(ring.leased_samples))
+end
+
+-- {name, pending, delivered} of every group; delivered is the highest number given to it.
+local function load_groups()
+  local groups = {}
+  if redis.call('exists', samples_key) == 0 then return groups end
+  for _, info in ipairs(redis.call('xinfo', 'groups', samples_key)) do
+    local group = {}
+    for i = 1, #info, 2 do
+      if info[i] == 'name' then group.name = info[i + 1] end
+      if info[i] == 'pending' then group.pending = tonumber(info[i + 1]) end
+      if info[i] == 'last-delivered-id' then group.delivered = number_of(info[i + 1]) end
+    end
+    groups[#groups + 1] = group
+  end
+  return groups
+end
+
+local function load_group(name)
+  for _, group in ipairs(load_groups()) do
+    if group.name == name then return group end
+  end
+end
+
+local function part_names(names, uid, parts)
+  for i = 0, parts - 1 do names[#names + 1] = prefix .. 'part:' .. uid .. ':' .. int(i) end
+end
+
+-- Calls a command that takes many keys, some at a time; returns the sum of its answers.
+local function in_chunks(command, names)
+  local sum = 0
+  for start = 1, #names, KEYS_AT_ONCE do
+    local stop = math.min(start + KEYS_AT_ONCE - 1, #names)
+    sum = sum + redis.call(command, unpack(names, start, stop))
+  end
+  return sum
+end
+
+-- Books on a group that the samples up to `last` leave the ring.
+local function evict_from_group(ring, group, last)
+  local unseen = last - math.max(group.delivered, ring.first - 1)
+  if unseen > 0 then redis.call('hincrby', group_key(group.name), 'lost', int(unseen)) end
+  while group.pending > 0 do
+    local pending = redis.call('xpending', samples_key, group.name, '-', id_of(last), STEP)
+    if #pending == 0 then break end
+    local ids = {}
+    for i, entry in ipairs(pending) do ids[i] = entry[1] end
+    redis.call('xack', samples_key, group.name, unpack(ids))
+    redis.call('hincrby', group_key(group.name), 'evicted_pending', #ids)
+    group.pending = group.pending - #ids
+  end
+  if redis.call('exists', uses_key(group.name)) == 1 then
+    local numbers = {}
+    for number = ring.first, last do numbers[#numbers + 1] = int(number) end
+    redis.call('zrem', uses_key(group.name), unpack(numbers))
+  end
+end
+
+-- Removes the oldest samples, whose index lines are given (at most STEP). Frees before it books.
+local function evict(ring, lines, groups)
+  local last = ring.first + #lines - 1
+  local names = {}
+  for _, line in ipairs(lines) do
+    local cost, uid, parts = string.match(line, '^(%d+) (%S+) (%d+)$')
+    ring.bytes = ring.bytes - tonumber(cost)
+    part_names(names, uid, tonumber(parts))
+  end
+  in_chunks('unlink', names)
+  redis.call('ltrim', index_key, #lines, -1)
+  redis.call('xtrim', samples_key, 'MINID', id_of(last + 1))
+  for _, group in ipairs(groups) do evict_from_group(ring, group, last) end
+  ring.first = last + 1
+  save_ring(ring)
+end
+
+-- The lowest number that a `block` ring must keep, and the group that asks for it ('' where there is no group yet).
+local function floor_of(ring, groups)
+  local lowest, holder = nil, ''
+  for _, group in ipairs(groups) do
+    local keep = group.delivered + 1
+    if group.pending > 0 then
+      keep = math.min(keep, number_of(redis.call('xpending', samples_key, group.name)[2]))
+    end
+    if not lowest or keep < lowest then lowest, holder = keep, group.name end
+  end
+  return math.max(lowest or ring.first, ring.first), holder
+end
+
+local function fits(ring, bytes, count)
+  return ring.bytes + ring.leased_bytes + bytes <= ring.capacity
+    and (ring.max_samples == 0 or ring.next - ring.first + ring.leased_samples + count <= ring.max_samples)
+end
+
+-- Gives back what producers that no longer renew their lease had reserved.
+local function expire_leases(ring)
+  local all = redis.call('hgetall', leases_key)
+  local time = now()
+  for i = 1, #all, 2 do
+    local bytes, count, ends = string.match(all[i + 1], '^(%d+) (%d+) (%S+)$')
+    if tonumber(ends) < time then
+      redis.call('hdel', leases_key, all[i])
+      ring.leased_bytes = ring.leased_bytes - tonumber(bytes)
+      ring.leased_samples = ring.leased_samples - tonumber(count)
+    end
+  end
+end
+
+-- Evicts until `bytes` and `count` samples more fit. False, and the group in the way, where that may not be.
+-- `needed` is how much must leave even where the ring has room: the server itself is full.
+local function make_room(ring, bytes, count, needed)
+  local target = ring.bytes - needed
+  if fits(ring, bytes, count) and needed == 0 then return true end
+  expire_leases(ring)
+  local groups = load_groups()
+  local floor, holder = ring.next, ''
+  if ring.block then floor, holder = floor_of(ring, groups) end
+  while not fits(ring, bytes, count) or ring.bytes > target do
+    local lines = redis.call('lrange', index_key, 0, math.min(STEP, floor - ring.first) - 1)
+    if floor <= ring.first or #lines == 0 then
+      save_ring(ring)
+      return fits(ring, bytes, count) and ring.bytes <= target, holder
+    end
+    local some, freed = {}, ring.bytes
+    for i, line in ipairs(lines) do
+      some[i] = line
+      freed = freed - tonumber(string.match(line, '^%d+'))
+      local after = {
+        bytes = freed, leased_bytes = ring.leased_bytes, capacity = ring.capacity, max_samples = ring.max_samples,
+        leased_samples = ring.leased_samples, first = ring.first + i, next = ring.next,
+      }
+      if fits(after, bytes, count) and freed <= target then break end
+    end
+    evict(ring, some, groups)
+  end
+  return true
+end
+
+-- Takes `bytes` and `count` off a producer's lease, as far as there is one.
+local function use_lease(ring, name, bytes, count)
+  local lease = redis.call('hget', leases_key, name)
+  if not lease then return end
+  local had_bytes, had_count, ends = string.match(lease, '^(%d+) (%d+) (%S+)$')
+  local less_bytes, less_count = math.min(bytes, tonumber(had_bytes)), math.min(count, tonumber(had_count))
+  ring.leased_bytes = ring.leased_bytes - less_bytes
+  ring.leased_samples = ring.leased_samples - less_count
+  if less_bytes == tonumber(had_bytes) and less_count == tonumber(had_count) then
+    redis.call('hdel', leases_key, name)
+  else
+    redis.call('hset', leases_key, name,
+      int(had_bytes - less_bytes) .. ' ' .. int(had_count - less_count) .. ' ' .. ends)
+  end
+end
+
+-- The word and last sequence number of the producer's living incarnation.
+local function load_seq(name)
+  local line = redis.call('hget', seqs_key, name)
+  if not line then return nil end
+  local word, last = string.match(line, '^(%S+) (%d+)$')
+  return word, tonumber(last)
+end
+
+local function last_room_id()
+  local lines = redis.call('xrevrange', room_key, '+', '-', 'COUNT', 1)
+  return lines[1] and lines[1][1] or '0-0'
+end
+
+-- Remembers that producers wait, so that whoever makes room says so.
+local function mark_waiting()
+  allow_bookkeeping()
+  redis.call('hset', meta_key, 'waiting', '1')
+end
+
+local function tell_room(reason)
+  redis.call('hset', meta_key, 'waiting', '0')
+  redis.call('xadd', room_key, 'MAXLEN', 16, '*', 'by', reason)
+end
+
+local function make_group(ring, name, reuse)
+  allow_bookkeeping()
+  redis.call('xgroup', 'create', samples_key, name, id_of(ring.first - 1), 'MKSTREAM')
+  redis.call('hset', group_key(name), 'since', int(ring.first - 1), 'reuse', reuse, 'delivered', 0, 'acknowledged', 0,
+    'lost', 0, 'evicted_pending', 0, 'doubled', 0, 'reused', 0, 'redelivered', 0, 'skipped', 0, 'front', int(ring.first))
+end

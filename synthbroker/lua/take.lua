@@ -1,0 +1,195 @@
+-- Gives a consumer the next samples of its group: those of dead members, then fresh ones, then, where `reuse` allows,
+-- some that were given before.
+--
+-- ARGV  2 group  3 consumer (family/worker:word)  4 how many  5 live samples there must be before anything is given
+--       6 claim_after_s (negative: do not look for dead members now)  7 random seed
+--       8... producers to take from, all where there are none
+-- Reply word, time, id to wait behind, held, then {id, uses, fields} for each sample
+--       OK | EMPTY wait | END nothing comes any more | NOGROUP | REJOIN the consumer is not registered | NORING
+--       uses: how often the group has been given the sample, this time included (reuse "inf" keeps no count: 2 means
+--       again); 0 means given before to a member that died
+--       held: 1 where producers wait for room that this group's own pending samples take up
+
+local ring = load_ring()
+if not ring then return {'NORING'} end
+local name, consumer, wanted = ARGV[2], ARGV[3], tonumber(ARGV[4])
+local group = load_group(name)
+if not group then return {'NOGROUP'} end
+local member = name .. ' ' .. consumer
+if not redis.call('zscore', consumers_key, member) then return {'REJOIN'} end
+math.randomseed(tonumber(ARGV[7]))
+
+local settings = redis.call('hmget', group_key(name), 'reuse', 'front')
+local reuse, front = settings[1], tonumber(settings[2])
+local limit = reuse == 'inf' and math.huge or tonumber(reuse)
+local given = {}
+local wait_id = id_of(ring.next - 1)
+
+local function count(field, n) if n > 0 then redis.call('hincrby', group_key(name), field, n) end end
+
+local function field_of(fields, key)
+  for i = 1, #fields, 2 do if fields[i] == key then return fields[i + 1] end end
+end
+
+local function wanted_producer(fields)
+  if #ARGV < 8 then return true end
+  local from = string.match(field_of(fields, 'from') or '', '^(.*):')
+  for i = 8, #ARGV do if ARGV[i] == from then return true end end
+  return false
+end
+
+local function is_own(id) return string.match(id, '^%d+%-0$') ~= nil and number_of(id) < ring.next end
+
+-- The rest of this group's members: {name, pending}.
+local function others()
+  local members = {}
+  for _, info in ipairs(redis.call('xinfo', 'consumers', samples_key, name)) do
+    local other = {}
+    for i = 1, #info, 2 do other[info[i]] = info[i + 1] end
+    if other.name ~= consumer then members[#members + 1] = other end
+  end
+  return members
+end
+
+local function claim_from(other)
+  local pending = redis.call('xpending', samples_key, name, '-', '+', wanted - #given, other.name)
+  local ids = {}
+  for i, entry in ipairs(pending) do ids[i] = entry[1] end
+  if #ids == 0 then return end
+  local claimed = redis.call('xclaim', samples_key, name, consumer, 0, unpack(ids))
+  local there = 0
+  for _, entry in ipairs(claimed) do
+    if entry and entry[2] then
+      given[#given + 1] = {entry[1], '0', entry[2]}
+      there = there + 1
+    end
+  end
+  count('redelivered', there)
+end
+
+local function claim(after_s)
+  local oldest = now() - after_s
+  for _, other in ipairs(others()) do
+    local seen = redis.call('zscore', consumers_key, name .. ' ' .. other.name)
+    if not seen or tonumber(seen) < oldest then
+      if #given < wanted and other.pending > 0 then claim_from(other) end
+      if #redis.call('xpending', samples_key, name, '-', '+', 1, other.name) == 0 then
+        redis.call('xgroup', 'delconsumer', samples_key, name, other.name)
+        redis.call('zrem', consumers_key, name .. ' ' .. other.name)
+        redis.call('hdel', prefix .. 'consumers:about', name .. ' ' .. other.name)
+      end
+    end
+  end
+end
+
+-- In a ring that evicts under a slow reader: steps forward to where what is taken will live long enough to be read.
+-- Counts what is stepped over as lost. A ring whose front stands still is read from its front.
+local function step_forward()
+  local unread = math.max(group.delivered + 1, ring.first)
+  local moved = ring.first - front
+  local live = ring.next - ring.first
+  if moved > 0 and unread - ring.first < math.max(math.ceil(live / 8), math.min(moved, wanted)) then
+    local margin = math.max(math.ceil(live / 4), math.min(wanted, math.floor(live / 2)))
+    local to = math.min(ring.first + margin, ring.next)
+    if to > unread then
+      redis.call('xgroup', 'setid', samples_key, name, id_of(to - 1))
+      count('lost', to - unread)
+      group.delivered = to - 1
+    end
+  end
+  if moved > 0 then redis.call('hset', group_key(name), 'front', int(ring.first)) end
+end
+
+local function accept(entry)
+  count('delivered', 1)
+  if not wanted_producer(entry[2]) then
+    redis.call('xack', samples_key, name, entry[1])
+    count('acknowledged', 1)
+    count('skipped', 1)
+    return
+  end
+  if limit > 1 and limit < math.huge then redis.call('zadd', uses_key(name), 1, int(number_of(entry[1]))) end
+  given[#given + 1] = {entry[1], '1', entry[2]}
+end
+
+local function take_fresh()
+  while #given < wanted do
+    local reply = redis.call('xreadgroup', 'group', name, consumer, 'count', wanted - #given,
+      'streams', samples_key, '>')
+    if not reply or #reply == 0 then return end
+    for _, entry in ipairs(reply[1][2]) do
+      if is_own(entry[1]) then
+        accept(entry)
+        group.delivered = number_of(entry[1])
+      else
+        redis.call('xack', samples_key, name, entry[1])
+        redis.call('hincrby', meta_key, 'foreign', 1)
+        redis.call('xadd', quarantine_key, 'MAXLEN', 1000, '*', 'id', entry[1], 'reason', 'foreign entry')
+      end
+    end
+  end
+end
+
+local function read(number)
+  local entries = redis.call('xrange', samples_key, id_of(number), id_of(number))
+  return entries[1]
+end
+
+-- A number that was given at least once, drawn at random: among the least used, or among all where uses are not counted.
+local function draw()
+  local newest = math.min(group.delivered, ring.next - 1)
+  if limit == math.huge then
+    if newest < ring.first then return nil end
+    return math.random(ring.first, newest), 2
+  end
+  local least = redis.call('zrange', uses_key(name), 0, 0, 'WITHSCORES')
+  if #least == 0 then return nil end
+  local ties = redis.call('zcount', uses_key(name), least[2], least[2])
+  local rank = math.random(0, ties - 1)
+  local number = redis.call('zrange', uses_key(name), rank, rank)[1]
+  local uses = tonumber(redis.call('zincrby', uses_key(name), 1, number))
+  if uses >= limit then redis.call('zrem', uses_key(name), number) end
+  return tonumber(number), uses
+end
+
+local function take_again()
+  local drawn = {}
+  for _ = 1, 4 * wanted do
+    if #given >= wanted then return end
+    local number, uses = draw()
+    if not number then return end
+    local entry = not drawn[number] and read(number)
+    drawn[number] = limit == math.huge
+    if entry and wanted_producer(entry[2]) then
+      given[#given + 1] = {entry[1], int(uses), entry[2]}
+      count('reused', 1)
+    end
+  end
+end
+
+-- Whether samples are in the hands of members outside this one's family, who may die and leave them.
+local function awaited()
+  local family = string.match(consumer, '^(.*)/')
+  for _, other in ipairs(others()) do
+    if other.pending > 0 and string.match(other.name, '^(.*)/') ~= family then return true end
+  end
+  return false
+end
+
+local function reply(word)
+  local held = ring.block and redis.call('hget', meta_key, 'waiting') == '1' and group.delivered >= ring.next - 1
+  local answer = {word, string.format('%.3f', now()), wait_id, held and '1' or '0'}
+  for _, sample in ipairs(given) do answer[#answer + 1] = sample end
+  return answer
+end
+
+if ring.next - ring.first < tonumber(ARGV[5]) and not ring.ended then return reply('EMPTY') end
+allow_bookkeeping()
+if tonumber(ARGV[6]) >= 0 then claim(tonumber(ARGV[6])) end
+if not ring.block then step_forward() end
+take_fresh()
+local drained = ring.ended and group.delivered >= ring.next - 1
+if limit > 1 and not (drained and limit == math.huge) then take_again() end
+if #given > 0 then return reply('OK') end
+if drained and not awaited() then return reply('END') end
+return reply('EMPTY')

@@ -1,0 +1,122 @@
+"""How a group is read: checked once, where the user says it, and then carried to wherever the reading is done."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from synthbroker import ring as rings
+from synthbroker import schema
+
+ACKS = ("next", "delivered")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What `Consumer` and `RingDataset` have in common.
+
+    Args:
+        url: Redis URL, `file://` URL of an endpoint file, or None for SYNTHBROKER_URL.
+        ring: Name of the ring; readers may start before it is made.
+        group: Readers of one group share the samples; two groups get all of them each. None reads the live ring from
+            front to back, anew in each iteration, and takes nothing.
+        batch_size: Samples in a batch.
+        reuse: How often one sample may be given to the group: 1, another whole number, or "inf" (or math.inf).
+            Fresh ones always come first. A ring that has ended is read until all uses are used up; "inf" ends with
+            the last fresh sample.
+        ack: When a batch counts as trained on: "next": when the following one is asked for. "delivered": at once.
+        prefetch: Batches that are made ready ahead, at most 1 GB.
+        wait_s: How long to wait for a sample before StarvedError, in seconds.
+        transform: Called with each sample (a dict, or a tuple where `fields` are named) in the reading process.
+        collate: Makes a batch of a list of samples.
+        drop_last: Leave out a last batch that is not full.
+        fields: Take only these, as tuples in this order.
+        producers: Take only samples of producers with these names.
+        min_fill: Begin when so many samples are in the ring.
+        epoch_size: Samples in one iteration; without it an iteration goes on until the ring ends.
+        reconnect_s: How long to try to reach a server that went away, in seconds.
+        claim_after_s: A reader silent for so long is dead, and its samples are given to others.
+        name: Who this is; needed only to be recognised.
+
+    Raises:
+        TypeError, ValueError: An argument that cannot be.
+    """
+
+    url: str | None
+    ring: str
+    group: str | None
+    batch_size: int = 1
+    reuse: float | str = 1
+    ack: str = "next"
+    prefetch: int = 2
+    wait_s: float = 600.0
+    transform: Callable[[Any], Any] | None = None
+    collate: Callable[[list[Any]], Any] | None = None
+    drop_last: bool = False
+    fields: Sequence[str] | None = None
+    producers: Sequence[str] | None = None
+    min_fill: int = 1
+    epoch_size: int | None = None
+    reconnect_s: float = 300.0
+    claim_after_s: float = 30.0
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        rings.check_name("ring", self.ring)
+        if self.group is not None:
+            rings.check_name("group", self.group)
+        for what, least in ("batch_size", 1), ("prefetch", 0), ("min_fill", 1):
+            _check_whole(what, getattr(self, what), least)
+        if self.epoch_size is not None:
+            _check_whole("epoch_size", self.epoch_size, 1)
+        for what in "wait_s", "reconnect_s", "claim_after_s":
+            _check_seconds(what, getattr(self, what))
+        if self.ack not in ACKS:
+            raise ValueError(f"ack must be one of {ACKS}, got {self.ack!r}")
+        for what in "fields", "producers":
+            _check_names(what, getattr(self, what))
+        if self.name is not None and (not self.name or any(c in self.name for c in " /:")):
+            raise ValueError(f"{self.name!r} cannot name a reader: it must not be empty or have a space, / or :")
+        self.reuse_text()
+
+    def reuse_text(self) -> str:
+        """Write `reuse` as the ring keeps it: a whole number or inf."""
+        if self.reuse in ("inf", math.inf):
+            return "inf"
+        if isinstance(self.reuse, bool) or not isinstance(self.reuse, int) or self.reuse < 1:
+            raise ValueError(f"reuse must be a whole number from 1, or 'inf', got {self.reuse!r}")
+        return str(self.reuse)
+
+    def sizes(self, worker: int, workers: int) -> list[int] | None:
+        """List the batch sizes of one iteration for one of several workers; None where it has no set length."""
+        if self.epoch_size is None:
+            return None
+        full, rest = divmod(self.epoch_size, self.batch_size)
+        sizes = [self.batch_size] * full + ([rest] if rest and not self.drop_last else [])
+        return sizes[worker::workers]
+
+
+def _check_whole(what: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, got {value}")
+
+
+def _check_seconds(what: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be a number of seconds, got {value!r}")
+    if not value >= 0:
+        raise ValueError(f"{what} must not be negative, got {value}")
+
+
+def _check_names(what: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise TypeError(f"{what} must be a sequence of names, got {value!r}")
+    for name in value:
+        if what == "fields":
+            schema.check_name(name)
+        elif not isinstance(name, str) or not name:
+            raise TypeError(f"{what} must be names, got {name!r}")

@@ -1,0 +1,447 @@
+"""The generator's side: put samples into a ring."""
+
+import atexit
+import itertools
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from synthbroker import codec as codecs
+from synthbroker import ring as rings
+from synthbroker import schema, settings, tensors, units, wire
+from synthbroker.connection import Connection
+from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
+from synthbroker.heart import Heart
+from synthbroker.replies import Meta, Settings
+from synthbroker.ring import Ring
+from synthbroker.schema import Array, Schema
+from synthbroker.sender import Outgoing, Sender
+from synthbroker.wire import Encoded
+
+log = logging.getLogger("synthbroker")
+
+DEFAULT_CAPACITY_BYTES = 2 * 10**9
+LARGEST_SHARE = 0.9  # of the server's memory for one ring; the rest is for parts on their way, replies and bookkeeping
+POLICIES = ("block", "drop-oldest")
+_ENCODERS = 2
+_ENCODE_ASIDE_BYTES = 64 * 1024  # smaller samples are encoded by the sending thread: a hand-over would cost more
+_LAST_FLUSH_S = 10.0
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}", re.ASCII)
+_instances = itertools.count()
+
+
+@dataclass(frozen=True)
+class ProducerStats:
+    """What one producer has done so far.
+
+    Attributes:
+        samples: Committed samples.
+        payload_bytes: Their size on the wire.
+        raw_bytes: Their size as tensors.
+        blocked_s: Seconds spent waiting for room in the ring.
+        quarantined: Samples that were not finite where the ring wants them to be.
+        rejoined: How often the server had lost the ring.
+    """
+
+    samples: int
+    payload_bytes: int
+    raw_bytes: int
+    blocked_s: float
+    quarantined: int
+    rejoined: int
+
+
+class Producer:
+    """Puts samples into a ring; encoding and sending go on in the background.
+
+    Nothing is opened before `with`, or the first `put`.
+
+    Args:
+        url: Redis URL, `file://` URL of an endpoint file, or None for SYNTHBROKER_URL.
+        ring: Name of the ring; made if it is not there. What follows is the ring's and must agree with what it was
+            made with; left out, it is taken from the ring.
+        capacity: Server memory for the ring, in bytes or like "8GB". A new ring gets half of the server's maxmemory,
+            or 2 GB where there is no limit.
+        max_samples: Most samples in the ring; 0: no such limit.
+        when_full: "block" (default): wait until every group has acknowledged the oldest sample. "drop-oldest": remove
+            it and count who had not seen it.
+        groups: Names of groups that get everything from now on, even before they first read.
+        producers: The ring ends when so many producers have closed; 0: it ends by `synthbroker end`.
+        schema: Like "image:f32[1,*,*,*] label:u8[...]"; else the first sample's fields, dtypes and shapes.
+        info: What readers should know (number of classes, units); plain JSON.
+        finite: Samples with NaN or infinity go to quarantine instead of the ring.
+        reopen: Begin a new run on a ring that has ended.
+        name: Who this is, at most 100 letters, digits, `_ . -`; a newer producer of the same name shuts this one out.
+        fields: Names for samples that are tuples.
+        codec: "lz4", "zstd" or "raw", or a dict that names one for some fields (the others go raw).
+        in_flight: `put` waits while more than this is on its way.
+        wait_s: How long to wait for room in the ring, in seconds.
+        reconnect_s: How long to try to reach a server that went away, in seconds.
+
+    Raises:
+        TypeError, ValueError: An argument that cannot be.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        ring: str,
+        capacity: int | str | None = None,
+        max_samples: int | None = None,
+        when_full: str | None = None,
+        groups: Sequence[str] = (),
+        producers: int | None = None,
+        schema: str | None = None,
+        info: Mapping[str, Any] | None = None,
+        finite: bool | None = None,
+        reopen: bool = False,
+        name: str | None = None,
+        fields: Sequence[str] | None = None,
+        codec: str | Mapping[str, str] = "lz4",
+        in_flight: int | str = "256MB",
+        wait_s: float = 600.0,
+        reconnect_s: float = 300.0,
+    ) -> None:
+        self._connection = Connection(url)
+        self._ring = Ring(self._connection, ring)
+        self._settings = _settings(capacity, max_samples, when_full, groups, producers, schema, info, finite)
+        self._reopen = reopen
+        self.name = _check_name(name)
+        self._fields = fields
+        self._codec = {field: codecs.check(c) for field, c in codec.items()} if isinstance(codec, Mapping) else codec
+        if isinstance(self._codec, str):
+            codecs.check(self._codec)
+        self._in_flight_bytes = units.parse_size(in_flight)
+        self._wait_s, self._reconnect_s = _check_seconds(wait_s=wait_s), _check_seconds(reconnect_s=reconnect_s)
+        self._sender: Sender | None = None
+        self._schema: Schema | None = None
+        self._finite = False
+        self._closed = False
+
+    # -- what users call
+
+    def put(
+        self,
+        sample: object,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        copy: bool = True,
+    ) -> None:
+        """Hand one sample over; it is sent in the background.
+
+        Args:
+            sample: Dict of numpy arrays, torch tensors (CPU or CUDA) or numbers, or a tuple where `fields` are named.
+                Of any strides; values, dtype and shape come back exactly, in native byte order.
+            recipe: What makes this sample again: plain JSON of at most 16 KiB.
+            metadata: Text that travels along, at most 16 KiB.
+            copy: False lends the arrays instead of copying them: leave them alone until `flush`.
+
+        Raises:
+            SchemaError: It does not fit the ring's schema; nothing is sent.
+            TypeError, ValueError: Not a sample, recipe or metadata.
+            RingFullError, RingEndedError, ServerGoneError, ...: Raised by an earlier sample in the background.
+        """
+        arrays = tensors.as_sample(sample, self._fields)
+        wire.pack_texts(metadata or {}, recipe or {})
+        sender = self._running()
+        self._pinned(arrays).check(arrays)
+        nbytes = sum(array.nbytes for array in arrays.values())
+        sender.reserve(nbytes)
+        # np.asarray copies only what is not contiguous; both keep 0-d arrays as they are.
+        own = {name: np.array(a, order="C", copy=True if copy else None) for name, a in arrays.items()}
+        encode = partial(self._encode, own, dict(metadata or {}), dict(recipe or {}))
+        future = self._encoders.submit(encode) if nbytes >= _ENCODE_ASIDE_BYTES else None
+        sender.add(Outgoing(encode, nbytes, future))
+
+    def put_batch(
+        self,
+        samples: Mapping[str, Any] | Sequence[Any],
+        *,
+        recipes: Sequence[Mapping[str, Any] | None] | None = None,
+        metadata: Sequence[Mapping[str, str] | None] | None = None,
+        copy: bool = True,
+    ) -> None:
+        """Hand many samples over.
+
+        Args:
+            samples: A dict of arrays or tensors of shape (N, ...), or a sequence of N samples.
+            recipes, metadata: One for each, if any.
+            copy: As for `put`.
+
+        Raises:
+            ValueError: The arrays, recipes or metadata are not all N long. Errors of `put` besides.
+        """
+        many = _split(samples) if isinstance(samples, Mapping) else list(samples)
+        for what, texts in ("recipes", recipes), ("metadata", metadata):
+            if texts is not None and len(texts) != len(many):
+                raise ValueError(f"{len(texts)} {what} for {len(many)} samples")
+        for i, sample in enumerate(many):
+            self.put(
+                sample, recipe=recipes[i] if recipes else None, metadata=metadata[i] if metadata else None, copy=copy
+            )
+
+    def flush(self, wait_s: float | None = None) -> bool:
+        """Wait until everything put so far is in the ring; False if that took longer than `wait_s` seconds."""
+        return self._sender.flush(wait_s) if self._sender else True
+
+    def close(self) -> None:
+        """Flush, and say that this producer is done. Closing again does nothing."""
+        self._close(done=True)
+
+    def leave(self, flush_s: float = _LAST_FLUSH_S) -> int:
+        """Stop without being done: flush for at most `flush_s` seconds, then go; returns how many were not sent."""
+        return self._close(done=False, flush_s=flush_s)
+
+    @property
+    def stats(self) -> ProducerStats:
+        """What this producer has done so far."""
+        if self._sender is None:
+            return ProducerStats(0, 0, 0, 0.0, 0, 0)
+        sent = self._sender.sent
+        return ProducerStats(
+            sent.samples, sent.payload_bytes, sent.raw_bytes, sent.blocked_s, sent.quarantined, sent.rejoined
+        )
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The ring's `info`."""
+        self._running()
+        return self._meta.info
+
+    def __enter__(self) -> Self:
+        self._running()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.leave()
+        except SynthbrokerError as other:
+            log.warning("ring %s: closing after %r failed too: %s", self._ring.name, error, other)
+
+    # -- within
+
+    def _running(self) -> Sender:
+        """Give the sender, which is started when it is first needed."""
+        if self._closed:
+            raise ValueError(f"this producer of ring {self._ring.name!r} is closed")
+        if self._sender is None:
+            self._sender = self._start()
+        self._sender.check()
+        return self._sender
+
+    def _start(self) -> Sender:
+        self._open()
+        self._encoders = ThreadPoolExecutor(_ENCODERS, "synthbroker-encoder")
+        sender = Sender(
+            self._ring,
+            self.name,
+            self._open,
+            self._about,
+            in_flight_bytes=self._in_flight_bytes,
+            wait_s=self._wait_s,
+            reconnect_s=self._reconnect_s,
+        )
+        self._last_report = (time.monotonic(), 0, 0, 0.0)
+        self._state = "alive"
+        self._sender = sender
+        sender.start()
+        self._heart = Heart(lambda: self._beat(sender), self._report, rings.BEAT_S)
+        self._heart.start()
+        atexit.register(self._at_exit)
+        return sender
+
+    def _open(self) -> None:
+        """Make the ring or check it; also called when the server lost it."""
+        memory = rings.server_memory(self._connection)
+        limit = memory.limit_bytes if memory else 0
+        wanted = self._settings.capacity_bytes
+        if limit and wanted and wanted > LARGEST_SHARE * limit:
+            raise RingTooLargeError(
+                f"ring {self._ring.name!r} asks for {units.format_size(wanted)}, but {self._connection.where} has "
+                f"{units.format_size(limit)}, of which a ring may take {LARGEST_SHARE:.0%}"
+            )
+        half = memory.maxmemory // 2 if memory and memory.maxmemory else DEFAULT_CAPACITY_BYTES
+        default = min(half, int(LARGEST_SHARE * limit)) if limit else half
+        self._meta = self._ring.open(self._settings, default_capacity_bytes=default, reopen=self._reopen)
+        self._take_over(self._meta)
+
+    def _take_over(self, meta: Meta) -> None:
+        self._meta = meta
+        self._schema = schema.parse(meta.schema) if meta.schema else None
+        self._finite = meta.finite
+
+    def _pinned(self, arrays: Mapping[str, Array]) -> Schema:
+        """Give the ring's schema; the first sample of a new ring makes it."""
+        if self._schema is None:
+            wanted = replace(self._settings, schema=str(schema.infer(arrays)))
+            try:
+                meta = self._ring.open(wanted, default_capacity_bytes=DEFAULT_CAPACITY_BYTES, reopen=self._reopen)
+            except RingMismatchError:
+                meta = self._ring.read_meta()  # another producer was first; its schema decides
+            self._settings = replace(self._settings, schema=meta.schema)
+            self._take_over(meta)
+        assert self._schema is not None
+        return self._schema
+
+    def _encode(
+        self, arrays: dict[str, Array], metadata: Mapping[str, str], recipe: Mapping[str, Any]
+    ) -> Encoded | None:
+        if self._finite:
+            reason = _not_finite(arrays)
+            if reason:
+                self._ring.quarantine(reason=reason, producer=self.name, recipe=recipe)
+                return None
+        choice = self._codec
+        codec = {name: choice if isinstance(choice, str) else choice.get(name, codecs.RAW) for name in arrays}
+        return wire.encode(arrays, codec, metadata, recipe)
+
+    def _close(self, *, done: bool, flush_s: float | None = None) -> int:
+        sender, already = self._sender, self._closed
+        self._closed = True
+        if sender is None or already:
+            return 0
+        try:
+            sender.flush(flush_s)
+        except SynthbrokerError:
+            done = False
+            raise
+        finally:
+            self._state = "closed" if done else "left"
+            left = self._go(sender, done=done)
+        return left
+
+    def _go(self, sender: Sender, *, done: bool) -> int:
+        left = sender.stop()
+        self._heart.stop()
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+        atexit.unregister(self._at_exit)
+        if left:
+            log.warning("ring %s: %d samples of producer %s were not sent", self._ring.name, left, self.name)
+        try:
+            self._ring.leave_producer(sender.who, self._about(), closed=done)
+        except SynthbrokerError as error:
+            log.warning("ring %s: producer %s could not say goodbye: %s", self._ring.name, self.name, error)
+        self._connection.close()
+        return left
+
+    def _at_exit(self) -> None:
+        """The process ends and nobody closed: send what can be sent, and say what was not."""
+        try:
+            self.leave()
+        except SynthbrokerError as error:
+            log.warning("ring %s: at exit: %s", self._ring.name, error)
+
+    def _beat(self, sender: Sender) -> None:
+        self._ring.beat("producer", sender.who.name, self._about())
+
+    def _about(self) -> dict[str, Any]:
+        """Write the record that `status` shows; rates are over the time since the last one."""
+        job = settings.job()
+        about: dict[str, Any] = {"host": job.host, "pid": job.pid, "state": self._state}
+        if job.job_id is not None:
+            about |= {"job_id": job.job_id, "array_task_id": job.array_task_id, "restart": job.restart_count}
+        if self._sender is None:
+            return about
+        sent, (then, samples, payload, blocked) = self._sender.sent, self._last_report
+        now = time.monotonic()
+        passed_s = max(now - then, 1e-3)
+        if passed_s >= rings.BEAT_S / 2:
+            self._last_report = (now, sent.samples, sent.payload_bytes, sent.blocked_s)
+        return about | {
+            "samples": sent.samples,
+            "samples_per_s": round((sent.samples - samples) / passed_s, 3),
+            "bytes_per_s": round((sent.payload_bytes - payload) / passed_s),
+            "blocked_share": round(min((sent.blocked_s - blocked) / passed_s, 1.0), 3),
+            "quarantined": sent.quarantined,
+        }
+
+    def _report(self) -> str:
+        about = self._about()
+        job = f" job {about['job_id']}" if "job_id" in about else ""
+        return (
+            f"ring {self._ring.name} producer {self.name}{job}: {about['samples']} samples, "
+            f"{about['samples_per_s']:.1f}/s, {units.format_size(about['bytes_per_s'])}/s, "
+            f"blocked {about['blocked_share']:.0%}, quarantined {about['quarantined']}"
+        )
+
+
+def _settings(
+    capacity: int | str | None,
+    max_samples: int | None,
+    when_full: str | None,
+    groups: Sequence[str],
+    producers: int | None,
+    schema_text: str | None,
+    info: Mapping[str, Any] | None,
+    finite: bool | None,
+) -> Settings:
+    if when_full is not None and when_full not in POLICIES:
+        raise ValueError(f"when_full must be one of {POLICIES}, got {when_full!r}")
+    for what, value in ("max_samples", max_samples), ("producers", producers):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ValueError(f"{what} must be a whole number from 0, got {value!r}")
+    if isinstance(groups, str):
+        raise TypeError(f"groups must be a sequence of names, got the text {groups!r}")
+    return Settings(
+        when_full=when_full,
+        capacity_bytes=None if capacity is None else units.parse_size(capacity),
+        max_samples=max_samples,
+        schema=None if schema_text is None else str(schema.parse(schema_text)),
+        info=None if info is None else json.dumps(dict(info), sort_keys=True, allow_nan=False),
+        finite=finite,
+        producers=producers,
+        groups=tuple(rings.check_name("group", group) for group in groups),
+    )
+
+
+def _check_name(name: str | None) -> str:
+    if name is None:
+        job = settings.job()
+        where = f"{job.job_id}r{job.restart_count}-" if job.job_id else ""
+        return re.sub(r"[^A-Za-z0-9_.\-]", "_", f"{where}{job.host}-{os.getpid()}-{next(_instances)}")[:100]
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name a producer: 1 to 100 letters, digits, _ . and - are allowed")
+    return name
+
+
+def _check_seconds(**value: float) -> float:
+    ((name, seconds),) = value.items()
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+        raise ValueError(f"{name} must be a number of seconds from 0, got {seconds!r}")
+    return float(seconds)
+
+
+def _split(samples: Mapping[str, Any]) -> list[dict[str, Array]]:
+    arrays = tensors.as_sample(samples, None)
+    lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or None in lengths.values():
+        raise ValueError(f"put_batch takes arrays that share their first size, got {lengths}")
+    # [i : i + 1] and reshape instead of [i]: a scalar would lose its dtype's array.
+    (length,) = set(lengths.values())
+    return [
+        {name: array[i : i + 1].reshape(array.shape[1:]) for name, array in arrays.items()} for i in range(length or 0)
+    ]
+
+
+def _not_finite(arrays: Mapping[str, Array]) -> str | None:
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biu" and not np.isfinite(array).all():
+            return f"{name} has NaN or infinity"
+    return None

@@ -1,0 +1,192 @@
+"""Makes batches ahead of the training loop, in a thread of its own."""
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from threading import Condition, Event, Thread
+from typing import Any
+
+from synthbroker.assemble import Assembly, Finish, MissingPartError
+from synthbroker.batch import BatchInfo
+from synthbroker.connection import Connection
+from synthbroker.errors import DamagedSampleError, SynthbrokerError
+from synthbroker.options import ReadOptions
+from synthbroker.replies import Given
+from synthbroker.ring import Ring
+from synthbroker.source import Counts, GroupSource, LiveSource, Seat, Source
+
+MOST_PREFETCHED_BYTES = 10**9
+_LAST_WORD_S = 5.0
+_ONE_BY_ONE_BYTES = 1 << 20  # samples from this size on are taken when there is a place for their payload
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A batch that waits for the training loop."""
+
+    batch: Any
+    info: BatchInfo
+    nbytes: int
+
+
+class Reader:
+    """Takes, receives and unpacks; at most `prefetch` batches or 1 GB lie ready.
+
+    Args:
+        options: How the ring is read.
+        finish: What arrays become.
+        seat: Which of several readers this is.
+    """
+
+    def __init__(self, options: ReadOptions, finish: Finish, seat: Seat) -> None:
+        self.options, self.pid, self.counts = options, os.getpid(), Counts()
+        self.sizes = options.sizes(seat.worker, seat.workers)
+        self._finish = finish
+        self._stop = Event()
+        self._ring = Ring(Connection(options.url), options.ring)
+        self.source: Source = (
+            LiveSource(self._ring, options, seat, self._stop)
+            if options.group is None
+            else GroupSource(self._ring, options, seat, self.counts, self._stop, self._is_idle)
+        )
+        self._ready: deque[Ready] = deque()
+        self._ready_bytes = 0
+        self._waiting = False
+        self._ended = False
+        self._error: BaseException | None = None
+        self._changed = Condition()
+        self._sample_bytes = 0
+        self._thread = Thread(target=self._run, name="synthbroker-reader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def next(self) -> Ready | None:
+        """Give the next batch; None at the end of the ring.
+
+        Raises:
+            SynthbrokerError: What went wrong; likewise whatever a user's `transform` or `collate` raised, with its
+                own traceback. Batches made before come first.
+        """
+        with self._changed:
+            self._waiting = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._ready or self._ended or self._error)
+            self._waiting = False
+            if self._ready:
+                ready = self._ready.popleft()
+                self._ready_bytes -= ready.nbytes
+                self._changed.notify_all()
+                return ready
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def close(self) -> None:
+        """Stop, and leave the group."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._ring.connection.close()  # wakes the thread where it waits for the server
+            self._thread.join(_LAST_WORD_S)
+        self._ring.connection.close()
+
+    def _is_idle(self) -> bool:
+        with self._changed:
+            return self._waiting and not self._ready
+
+    def _run(self) -> None:
+        try:
+            try:
+                self.source.start()
+                for size in cycle(self.sizes or [self.options.batch_size]):
+                    if not self._wait_for_demand() or not self._make(size):
+                        break
+            finally:
+                self.source.close()
+        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the training loop
+            self._error = error
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _wait_for_demand(self) -> bool:
+        """Block until another batch is wanted; False when told to stop."""
+
+        def wanted() -> bool:
+            ahead = len(self._ready) < self.options.prefetch and self._ready_bytes < MOST_PREFETCHED_BYTES
+            return ahead or (self._waiting and not self._ready)
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._stop.is_set() or wanted())
+        return not self._stop.is_set()
+
+    def _make(self, size: int) -> bool:
+        """Make one batch; False at the end."""
+        assembly: Assembly | None = None
+        times: list[float] = []
+        nbytes = 0
+        more = True
+        while more and (assembly is None or assembly.missing):
+            found = self.source.take(self._how_many(assembly.missing if assembly else size))
+            if self._stop.is_set():
+                return False
+            more = not found.ended
+            if assembly is None or (found.samples and assembly.epoch != self._ring.epoch):
+                # Samples of a former life of the server are kept by nobody but us, and cannot be acknowledged.
+                assembly, times, nbytes = self._new_assembly(size), [], 0
+            for given in found.samples:
+                added = self._add(assembly, given)
+                if added is not None:
+                    times.append(found.now_s)
+                    nbytes += added
+        if assembly is None or not assembly.placed:
+            return more
+        self._offer(assembly, times, nbytes)
+        return more
+
+    def _new_assembly(self, size: int) -> Assembly:
+        return Assembly(self._ring, self.source.meta, self.options, self._finish, size)
+
+    def _how_many(self, missing: int) -> int:
+        return 1 if self._sample_bytes >= _ONE_BY_ONE_BYTES else missing
+
+    def _add(self, assembly: Assembly, given: Given) -> int | None:
+        """Receive a sample; None where it cannot be used, which is counted and told."""
+        try:
+            self._sample_bytes = assembly.add(given)
+        except MissingPartError as error:
+            if given.number < self._ring.read_meta().first:
+                self.counts.overrun += 1
+                return None
+            self._quarantine(given, error)
+            return None
+        except DamagedSampleError as error:
+            self._quarantine(given, error)
+            return None
+        self.counts.samples += 1
+        self.counts.raw_bytes += self._sample_bytes
+        return self._sample_bytes
+
+    def _quarantine(self, given: Given, error: SynthbrokerError) -> None:
+        self.counts.damaged += 1
+        producer = given.fields.get(b"from", b"?").decode(errors="replace")
+        recipe = {"spec": given.fields.get(b"spec", b"").decode(errors="replace")[:200]}
+        self._ring.quarantine(reason=str(error), producer=producer, recipe=recipe, number=given.number)
+        if given.uses < 2:
+            self.source.acknowledge(self._ring.epoch, [given.number])
+
+    def _offer(self, assembly: Assembly, times: Sequence[float], nbytes: int) -> None:
+        if self.options.drop_last and assembly.missing:
+            numbers = [placed.given.number for placed in assembly.placed if placed.given.uses < 2]
+            self.source.acknowledge(assembly.epoch, numbers)
+            return
+        batch, info = assembly.result(times)
+        with self._changed:
+            self._ready.append(Ready(batch, info, nbytes))
+            self._ready_bytes += nbytes
+            self._changed.notify_all()

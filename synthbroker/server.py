@@ -1,0 +1,371 @@
+"""Find a Redis (or Valkey) server program and run it, set up for rings.
+
+The server listens on loopback with a random password, keeps nothing on disk, never evicts by itself, and ends with the
+process that started it, also when that is killed (on Linux). All its files lie in a fresh folder, removed by `stop`.
+
+Of the memory that the machine or the cgroup allows it takes `MEMORY_SHARE` at most: clients' buffers, parts under way
+and fragmentation come on top of what Redis counts, and what is above the limit is killed without a word.
+"""
+
+import ipaddress
+import logging
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from synthbroker import endpoint as endpoint_file
+from synthbroker import probe, settings, tether
+from synthbroker.endpoint import Endpoint
+from synthbroker.errors import EndpointError, ServerGoneError, ServerStartError
+from synthbroker.machine import find_server, memory_limit_bytes
+from synthbroker.units import format_size
+
+MEMORY_SHARE = 0.7
+PORT_ATTEMPTS = 5
+LOG_TAIL_BYTES = 2000
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # listening on all addresses: this one is then ours, too
+LONGEST_SOCKET_PATH = 103  # bytes; Linux takes 107, macOS 103
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How to run a server.
+
+    Attributes:
+        host: Address to listen on.
+        port: TCP port; 0 chooses a free one, None listens on `unix_socket` only.
+        unix_socket: Absolute path of a socket to listen on as well.
+        password: None makes one up; an empty one is taken on loopback only.
+        maxmemory_bytes: What Redis may hold; None takes `MEMORY_SHARE` of `memory_limit_bytes()`.
+        start_s: How long it may take until it answers.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = 0
+    unix_socket: Path | None = None
+    password: str | None = field(default=None, repr=False)
+    maxmemory_bytes: int | None = None
+    start_s: float = 30.0
+
+
+class Server:
+    """A running server of our own; a context manager that stops it.
+
+    Attributes:
+        endpoint: Where it is, and how to log in.
+        ended: Set when its process has ended, for whatever reason.
+    """
+
+    def __init__(self, child: "_Child", endpoint: Endpoint, directory: Path) -> None:
+        self.endpoint = endpoint
+        self.ended = child.ended
+        self._child = child
+        self._directory = directory
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """The Redis URL, password included."""
+        return self.endpoint.url()
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+        return self._child.status
+
+    def log_tail(self) -> str:
+        """Return the last lines that the server wrote."""
+        return self._child.log_tail()
+
+    def stop(self, *, wait_s: float = 10.0) -> None:
+        """End the server and remove its folder; twice is fine.
+
+        Args:
+            wait_s: How long it may take to end by itself before it is killed.
+        """
+        self._child.stop(wait_s)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def start(config: ServerConfig | None = None) -> Server:
+    """Start a server and wait until it answers.
+
+    Raises:
+        ServerStartError: There is no program, the configuration is unsafe or cannot be, or the server did not come up;
+            then the end of its log is in the message.
+    """
+    config = config or ServerConfig()
+    program = find_server()
+    maxmemory_bytes = _check(config)
+    for _ in range(PORT_ATTEMPTS - 1):
+        try:
+            return _launch(program, config, maxmemory_bytes)
+        except _PortTakenError:
+            if config.port != 0:
+                raise
+            _log.info("another process took the port that was free a moment ago: choosing another")
+    return _launch(program, config, maxmemory_bytes)
+
+
+def serve(
+    config: ServerConfig,
+    path: Path,
+    *,
+    stop: threading.Event,
+    announce: Callable[[Endpoint], None],
+) -> None:
+    """Run a server until `stop` is set, with its endpoint file in place meanwhile.
+
+    The caller's signal handler may set `stop`: this thread never holds that event's lock.
+
+    Args:
+        config: How to run it.
+        path: Where the endpoint file goes.
+        stop: Ends the server.
+        announce: Called once, when the server answers and the file is there.
+
+    Raises:
+        ServerStartError: As `start`, or the endpoint file belongs to another server that still answers.
+        ServerGoneError: The server ended by itself; the end of its log is in the message.
+        EndpointError: The endpoint file cannot be written.
+    """
+    _refuse_to_replace(path)
+    with start(config) as server:
+        endpoint_file.write(path, server.endpoint)
+        try:
+            announce(server.endpoint)
+            while not stop.is_set():
+                if server.ended.wait(0.2):
+                    raise ServerGoneError(
+                        f"the server ended by itself, with status {server.status}; its last words:\n{server.log_tail()}"
+                    )
+        finally:
+            _remove_own(path, server.endpoint.identity)
+
+
+class _PortTakenError(ServerStartError):
+    """The port was taken between choosing it and listening on it."""
+
+
+class _Child:
+    """A server's process, kept by a thread that lives as long as it does, as `tether` needs it."""
+
+    def __init__(self, program: Path, config_path: Path, log_path: Path) -> None:
+        self.ended = threading.Event()
+        self.program = program
+        self._command = [sys.executable, "-P", "-S", tether.__file__, str(os.getpid()), str(program), str(config_path)]
+        self._log_path = log_path
+        self._launched = threading.Event()
+        self._process: subprocess.Popen[bytes]
+        self._error: OSError | None = None
+        threading.Thread(target=self._keep, name="synthbroker-server", daemon=True).start()
+        self._launched.wait()
+        if self._error is not None:
+            raise ServerStartError(f"cannot run {self._command[0]}: {self._error}") from self._error
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        return self._process.returncode
+
+    def stop(self, wait_s: float) -> None:
+        self._process.terminate()
+        if not self.ended.wait(wait_s):
+            self._process.kill()
+            self.ended.wait()
+
+    def log_tail(self) -> str:
+        with suppress(OSError), self._log_path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            return log.read().decode(errors="replace").strip() or "(nothing)"
+        return "(its log is gone)"
+
+    def _keep(self) -> None:
+        try:
+            with self._log_path.open("ab") as log:
+                # A session of its own: Ctrl-C in the terminal is for the command line, which then stops the server.
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+        except OSError as error:
+            self._error = error
+        finally:
+            self._launched.set()
+        if self._error is None:
+            self._process.wait()
+        self.ended.set()
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _check(config: ServerConfig) -> int:
+    """Refuse what cannot be or would be unsafe; return the memory that the server gets, in bytes."""
+    if config.password == "" and config.port is not None and not _is_loopback(config.host):
+        raise ServerStartError(
+            f"a server on {config.host} without a password would be open to the network: leave the password out "
+            "to have one made up, or listen on 127.0.0.1"
+        )
+    if config.port is None and config.unix_socket is None:
+        raise ServerStartError("a server needs a port or a unix socket to listen on")
+    if config.unix_socket and len(os.fsencode(config.unix_socket.absolute())) > LONGEST_SOCKET_PATH:
+        raise ServerStartError(f"a socket's path has at most {LONGEST_SOCKET_PATH} bytes: {config.unix_socket}")
+    limit_bytes = memory_limit_bytes()
+    if config.maxmemory_bytes is None:
+        return int(limit_bytes * MEMORY_SHARE)
+    if not 0 < config.maxmemory_bytes <= limit_bytes:
+        raise ServerStartError(
+            f"maxmemory must lie between 1 B and the {format_size(limit_bytes)} that this machine or cgroup has, "
+            f"got {format_size(config.maxmemory_bytes)}"
+        )
+    return config.maxmemory_bytes
+
+
+def _launch(program: Path, config: ServerConfig, maxmemory_bytes: int) -> Server:
+    directory = Path(tempfile.mkdtemp(prefix="synthbroker-"))  # mode 0700
+    child = None
+    try:
+        endpoint = _plan(config)
+        config_path = directory / "redis.conf"
+        _write_private(config_path, _config_text(endpoint, config, directory, maxmemory_bytes))
+        child = _Child(program, config_path, directory / "redis.log")
+        endpoint = replace(endpoint, pid=child.pid)
+        _await_ready(child, endpoint, config)
+    except BaseException:
+        if child is not None:
+            child.stop(0)
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    _log.info("server %s runs as process %d, at most %s", endpoint, endpoint.pid, format_size(maxmemory_bytes))
+    return Server(child, endpoint, directory)
+
+
+def _plan(config: ServerConfig) -> Endpoint:
+    """Choose port, password and identity; the process id is known later."""
+    job = settings.job()
+    port = config.port
+    if port == 0:
+        port = _free_port(config.host)
+    reachable = socket.gethostname() if config.host in _WILDCARDS else config.host
+    return Endpoint(
+        host=None if port is None else reachable,
+        port=port,
+        unix_socket=str(Path(config.unix_socket or "").absolute()) if port is None else None,
+        tls=False,
+        user="default",
+        password=secrets.token_urlsafe(24) if config.password is None else config.password,
+        identity=secrets.token_hex(8),
+        pid=1,
+        host_name=job.host,
+        job_id=job.job_id,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _free_port(host: str) -> int:
+    try:
+        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+            port: int = probe.getsockname()[1]
+            return port
+    except (OSError, UnicodeError) as error:
+        raise ServerStartError(f"cannot listen on {host}: {error}") from error
+
+
+def _config_text(endpoint: Endpoint, config: ServerConfig, directory: Path, maxmemory_bytes: int) -> str:
+    lines: list[tuple[object, ...]] = [
+        ("bind", config.host),
+        ("port", endpoint.port or 0),
+        ("protected-mode", "yes"),
+        ("daemonize", "no"),
+        ("dir", directory),
+        ("logfile", ""),  # to its standard output, which is redis.log: so one file has what comes before the log, too
+        ("syslog-ident", endpoint.identity),  # names this server, nothing else: it can be read but never be changed
+        ("save", ""),
+        ("appendonly", "no"),
+        ("maxmemory", maxmemory_bytes),
+        ("maxmemory-policy", "noeviction"),
+        # A reply is built in memory before it is sent: who asks for too much and does not read is cut off.
+        ("client-output-buffer-limit", "normal", "1gb", 0, 0),
+        ("proto-max-bulk-len", "512mb"),
+        ("tcp-keepalive", 60),  # s; a node that lost power is noticed
+        ("timeout", 0),  # nobody is cut off for being idle: a long validation is not a death
+    ]
+    if endpoint.password:
+        lines.append(("requirepass", endpoint.password))
+    if config.unix_socket is not None:
+        lines += [("unixsocket", config.unix_socket.absolute()), ("unixsocketperm", "700")]
+    return "".join(" ".join([str(name), *(_quote(value) for value in values)]) + "\n" for name, *values in lines)
+
+
+def _quote(value: object) -> str:
+    """Write a value as redis.conf takes it, whatever it holds."""
+    plain = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789./_:-")
+    return '"' + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(str(value))) + '"'
+
+
+def _write_private(path: Path, text: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def _await_ready(child: _Child, endpoint: Endpoint, config: ServerConfig) -> None:
+    """Block until the server answers; its end wakes us at once."""
+    here = _WILDCARDS.get(config.host, config.host)
+    local = replace(endpoint, host=None if endpoint.port is None else here)
+    end = time.monotonic() + config.start_s
+    pause_s = 0.002
+    while not probe.answers(local, patience_s=1.0):
+        if child.ended.wait(pause_s):
+            tail = child.log_tail()
+            kind = _PortTakenError if "Address already in use" in tail else ServerStartError
+            raise kind(f"{child.program} ended with status {child.status} while starting; its last words:\n{tail}")
+        if time.monotonic() > end:
+            raise ServerStartError(f"the server did not answer within {config.start_s} s; its log:\n{child.log_tail()}")
+        pause_s = min(2 * pause_s, 0.1)
+
+
+def _refuse_to_replace(path: Path) -> None:
+    """Leave the endpoint file of a server that still answers alone: nobody would find that one again."""
+    with suppress(EndpointError):
+        other = endpoint_file.read(path)
+        if probe.answers(other, patience_s=3.0):
+            raise ServerStartError(
+                f"{path} belongs to a server that is running: process {other.pid} on {other.host_name}. "
+                "Use it, stop it, or give this one another endpoint file"
+            )
+
+
+def _remove_own(path: Path, identity: str) -> None:
+    with suppress(EndpointError, OSError):  # gone, or a newer server's: not ours to remove
+        if endpoint_file.read(path).identity == identity:
+            path.unlink()

@@ -1,0 +1,99 @@
+"""What the environment says: the only module that reads SYNTHBROKER_* and SLURM_*.
+
+Nothing is read at import; every function reads anew, so that a changed environment counts.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthbroker.errors import EndpointError
+
+
+@dataclass(frozen=True)
+class Job:
+    """Who this process is, for the records on the server and for the logs.
+
+    Attributes:
+        host: Short name of the machine.
+        pid: Process id.
+        job_id: SLURM job id (of an array's task: the task's own), None outside of SLURM.
+        array_task_id: Number within a job array, None outside of one.
+        restart_count: How often SLURM requeued the job.
+    """
+
+    host: str
+    pid: int
+    job_id: str | None
+    array_task_id: int | None
+    restart_count: int
+
+
+def default_url() -> str:
+    """Say where the server is when nobody said it.
+
+    Returns:
+        SYNTHBROKER_URL, else the URL of the default endpoint file.
+
+    Raises:
+        EndpointError: Neither is there.
+    """
+    url = _read("SYNTHBROKER_URL")
+    if url is not None:
+        return url
+    path = default_endpoint_path()
+    if not path.exists():
+        raise EndpointError(
+            f"no server is known: SYNTHBROKER_URL is not set and there is no endpoint file {path}. "
+            "Start a server with `synthbroker serve`, or set SYNTHBROKER_URL to the URL of one"
+        )
+    return path.absolute().as_uri()
+
+
+def default_endpoint_path() -> Path:
+    """Say where `serve` writes the endpoint file: SYNTHBROKER_ENDPOINT, else ~/.synthbroker/broker.json.
+
+    Raises:
+        EndpointError: The path needs a home directory and there is none.
+    """
+    path = Path(_read("SYNTHBROKER_ENDPOINT") or "~/.synthbroker/broker.json")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise EndpointError(f"no home directory for {path}: set SYNTHBROKER_ENDPOINT to a path") from error
+
+
+def redis_server_path() -> str | None:
+    """Name the Redis server program that the user asked for with SYNTHBROKER_REDIS_SERVER, if any."""
+    return _read("SYNTHBROKER_REDIS_SERVER")
+
+
+def job() -> Job:
+    """Describe this process and the SLURM job that it belongs to, if any.
+
+    Raises:
+        ValueError: A SLURM variable that must be a whole number is none.
+    """
+    return Job(
+        host=socket.gethostname().partition(".")[0],
+        pid=os.getpid(),
+        job_id=_read("SLURM_JOB_ID"),
+        array_task_id=_read_int("SLURM_ARRAY_TASK_ID"),
+        restart_count=_read_int("SLURM_RESTART_COUNT") or 0,
+    )
+
+
+def _read(name: str) -> str | None:
+    """Read a variable; an empty one counts as not set."""
+    return os.environ.get(name) or None
+
+
+def _read_int(name: str) -> int | None:
+    text = _read(name)
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, got {text!r}") from None

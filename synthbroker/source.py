@@ -1,0 +1,363 @@
+"""Where a reader's samples come from: a group of a ring, or the live ring from front to back."""
+
+import contextlib
+import logging
+import math
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any, Protocol
+
+from synthbroker import ring as rings
+from synthbroker import settings, units
+from synthbroker.errors import (
+    RingMissingError,
+    ServerGoneError,
+    StarvedError,
+    SynthbrokerError,
+    UnacknowledgedError,
+)
+from synthbroker.heart import Heart
+from synthbroker.options import ReadOptions
+from synthbroker.replies import Given, Incarnation, Meta, Taken
+from synthbroker.ring import Ring
+
+log = logging.getLogger("synthbroker")
+
+WARN_EVERY_S = 60.0
+_MOST_RECOVERED = 10_000
+_SCAN_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Which of several readers this is.
+
+    Attributes:
+        family: Readers that one training loop waits for together; none of them waits for what the others hold.
+        worker: Number of this one.
+        workers: How many there are.
+        acknowledges: Whether this one acknowledges; else the training process does.
+    """
+
+    family: str
+    worker: int = 0
+    workers: int = 1
+    acknowledges: bool = True
+
+
+@dataclass(frozen=True)
+class Found:
+    """Entries that were given, and the server's time then; `ended`: nothing comes any more."""
+
+    samples: Sequence[Given]
+    now_s: float = 0.0
+    ended: bool = False
+
+
+@dataclass
+class Counts:
+    """Running totals of one reader."""
+
+    samples: int = 0
+    raw_bytes: int = 0
+    damaged: int = 0
+    overrun: int = 0
+    waiting_s: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """What a reader needs of where its samples come from."""
+
+    meta: Meta
+
+    def start(self) -> None:
+        """Get ready; blocks until there is a ring."""
+
+    def take(self, count: int) -> Found:
+        """Give up to `count` samples; blocks until there is one, or the end."""
+
+    def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
+        """Say that samples are done with."""
+
+    def close(self) -> None:
+        """Say goodbye."""
+
+
+class Waiting:
+    """How long a reader has had nothing, and when to say so."""
+
+    def __init__(self, wait_s: float, what: str) -> None:
+        self._wait_s, self._what = wait_s, what
+        self._since = time.monotonic()
+        self._next_warning_s = WARN_EVERY_S
+
+    def check(self, why: str) -> None:
+        """Warn each minute; raise StarvedError after `wait_s`."""
+        waited_s = time.monotonic() - self._since
+        if waited_s >= self._wait_s:
+            raise StarvedError(f"{self._what}: no sample for {units.format_duration(waited_s)}; {why}")
+        if waited_s >= self._next_warning_s:
+            self._next_warning_s += WARN_EVERY_S
+            log.warning("%s: no sample for %s; %s", self._what, units.format_duration(waited_s), why)
+
+
+def wait_for_ring(ring: Ring, options: ReadOptions, stop: Event) -> Meta | None:
+    """Block until the ring is there and knows its schema; None when told to stop."""
+    waiting = Waiting(options.wait_s, f"ring {ring.name!r}")
+    while not stop.is_set():
+        try:
+            meta = ring.connection.keep_trying(ring.read_meta, options.reconnect_s, stop)
+            if meta.schema or meta.ended:
+                return meta
+            why = "no producer has put a sample yet"
+        except RingMissingError as error:
+            why = str(error)
+        waiting.check(why)
+        ring.connection.keep_trying(lambda: ring.wait_for_sample("0-0"), options.reconnect_s, stop)
+    return None
+
+
+class GroupSource:
+    """Takes samples of a group, and says that this reader lives.
+
+    Args:
+        ring: The ring; it need not exist yet.
+        options: How it is read.
+        seat: Which reader this is.
+        counts: Where to count.
+        stop: Ends all waiting.
+        idle: Says whether the training loop waits for this very reader, which has nothing ready for it.
+    """
+
+    meta: Meta
+
+    def __init__(
+        self, ring: Ring, options: ReadOptions, seat: Seat, counts: Counts, stop: Event, idle: Callable[[], bool]
+    ) -> None:
+        assert options.group is not None
+        self._ring, self._options, self._seat = ring, options, seat
+        self._counts, self._stop, self._idle = counts, stop, idle
+        self._group = options.group
+        self._who = Incarnation(f"{seat.family}/{seat.worker}", secrets.token_hex(4))
+        self._next_claim = 0.0
+        self._min_fill = options.min_fill
+        self._newest = 0  # the highest number this reader has been given fresh
+        self._claimed: set[int] = set()
+        self._heart = Heart(self._beat, self._report, rings.BEAT_S)
+
+    def start(self) -> None:
+        """Join the group, waiting for the ring if need be."""
+        self._join()
+        self._heart.start()
+
+    def take(self, count: int) -> Found:
+        """Take up to `count` samples; blocks until there is one.
+
+        Raises:
+            StarvedError: There was none for `wait_s`.
+            UnacknowledgedError: There cannot be one before this reader acknowledges what it has.
+        """
+        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
+        while not self._stop.is_set():
+            taken = self._try_take(count)
+            if taken is None:
+                continue
+            if taken.samples:
+                self._min_fill = 1
+                return Found(taken.samples, taken.now_s)
+            if taken.word == "END":
+                return Found((), ended=True)
+            if taken.held:
+                self._check_held()
+            waiting.check("are the generators running? `synthbroker status` shows who was last seen, and when")
+            self._wait(taken.wait_id)
+        return Found((), ended=True)
+
+    def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
+        """Say that the group is done with samples, which count only in the epoch they came from."""
+        if numbers and epoch == self._ring.epoch:
+            with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
+                self._keep_trying(lambda: self._ring.acknowledge(self._group, numbers))
+            self._claimed.difference_update(numbers)
+
+    def close(self) -> None:
+        """Leave the group; what is not acknowledged is given to others."""
+        self._heart.stop()
+        try:
+            self._ring.leave_group(self._who, self._group)
+        except SynthbrokerError as error:
+            log.debug("group %s: could not say goodbye: %s", self._group, error)
+
+    def _keep_trying(self, attempt: Callable[[], Any]) -> Any:
+        return self._ring.connection.keep_trying(attempt, self._options.reconnect_s, self._stop)
+
+    def _join(self) -> None:
+        while not self._stop.is_set():
+            meta = wait_for_ring(self._ring, self._options, self._stop)
+            if meta is None:
+                return
+            self.meta = meta
+            try:
+                self._keep_trying(
+                    lambda: self._ring.join_group(self._who, self._group, self._options.reuse_text(), self._about())
+                )
+            except RingMissingError:
+                continue  # made anew between the two
+            self._next_claim = 0.0
+            return
+
+    def _try_take(self, count: int) -> Taken | None:
+        """Take once; None where that must be done again, because the server was away or had lost the ring or us."""
+        try:
+            taken = self._ring.take(
+                self._who,
+                self._group,
+                count,
+                min_fill=self._min_fill,
+                claim_after_s=self._claim_after_s(),
+                producers=self._options.producers or (),
+            )
+        except ServerGoneError:
+            return self._keep_trying(self._recover)  # type: ignore[no-any-return]
+        except RingMissingError as error:
+            log.warning("%s; waiting for it to be made anew", error)
+            taken = None
+        if taken is None:
+            self._join()
+        else:
+            self._note(taken.samples)
+        return taken
+
+    def _recover(self) -> Taken | None:
+        """After an answer that never came: what we were given by it is ours, and nobody else will be given it."""
+        held = []
+        try:
+            for number, times in self._ring.held_by(self._who, self._group, _MOST_RECOVERED):
+                if number > self._newest or (times > 1 and number not in self._claimed):
+                    held += self._ring.read(number, number, 1)
+        except SynthbrokerError as error:
+            if isinstance(error, ServerGoneError):
+                raise
+            return None  # the group is gone with the ring
+        if not held:
+            return None
+        self._note(held)
+        return Taken("OK", self._ring.now_s(), "0-0", held=False, samples=tuple(held))
+
+    def _note(self, samples: Sequence[Given]) -> None:
+        for sample in samples:
+            if sample.uses == 0:
+                self._claimed.add(sample.number)
+            elif sample.uses == 1:
+                self._newest = max(self._newest, sample.number)
+
+    def _claim_after_s(self) -> float:
+        """Look for dead members at once, then now and then."""
+        now = time.monotonic()
+        if now < self._next_claim:
+            return -1.0
+        self._next_claim = now + max(self._options.claim_after_s / 4, 0.5)
+        return max(self._options.claim_after_s, 2 * rings.BEAT_S)
+
+    def _wait(self, wait_id: str) -> None:
+        began = time.monotonic()
+        self._keep_trying(lambda: self._ring.wait_for_sample(wait_id))
+        self._counts.waiting_s += time.monotonic() - began
+
+    def _check_held(self) -> None:
+        """The ring is full of what this group has not acknowledged: say so where that can only be ourselves."""
+        if not self._seat.acknowledges or not self._idle():
+            return
+        pending, others = self._pending()
+        if others == 0:
+            live, capacity = self.meta.live, units.format_size(self.meta.capacity_bytes)
+            raise UnacknowledgedError(
+                f"ring {self._ring.name!r} ({capacity}, {live} samples) is full of {pending} samples that group "
+                f"{self._group!r} was given and has not acknowledged, and a batch of {self._options.batch_size} is not "
+                "complete: acknowledge more often, take smaller batches, or give the ring more capacity"
+            )
+
+    def _pending(self) -> tuple[int, int]:
+        """How many samples this reader holds, and all others of its group."""
+        self.meta = self._ring.read_meta()
+        mine = others = 0
+        for name, _, _, _, members in self._ring.snapshot()[5]:
+            if name.decode() == self._group:
+                for member, _, pending, _ in members:
+                    if member.decode() == str(self._who):
+                        mine += int(pending)
+                    else:
+                        others += int(pending)
+        return mine, others
+
+    def _beat(self) -> None:
+        self._ring.beat("consumer", f"{self._group} {self._who}", self._about())
+
+    def _about(self) -> dict[str, Any]:
+        job = settings.job()
+        about: dict[str, Any] = {"host": job.host, "pid": job.pid, "samples": self._counts.samples}
+        if job.job_id is not None:
+            about["job_id"] = job.job_id
+        return about | {"damaged": self._counts.damaged, "overrun": self._counts.overrun}
+
+    def _report(self) -> str:
+        counts = self._counts
+        return (
+            f"ring {self._ring.name} group {self._group} reader {self._who.name}: {counts.samples} samples, waited "
+            f"{units.format_duration(counts.waiting_s)}, damaged {counts.damaged}, overrun {counts.overrun}"
+        )
+
+
+class LiveSource:
+    """Reads what is in the ring now, oldest first, and takes nothing. Several workers share the numbers."""
+
+    meta: Meta
+
+    def __init__(self, ring: Ring, options: ReadOptions, seat: Seat, stop: Event) -> None:
+        self._ring, self._options, self._seat, self._stop = ring, options, seat, stop
+        self._next, self._last = 1, 0
+
+    def start(self) -> None:
+        """Wait until enough is in the ring, and note where it ends now."""
+        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}")
+        while (meta := wait_for_ring(self._ring, self._options, self._stop)) is not None:
+            self.meta = meta
+            if meta.live >= self._options.min_fill or meta.ended:
+                self._next, self._last = meta.first, meta.next - 1
+                return
+            waiting.check(f"{meta.live} samples are in it, min_fill={self._options.min_fill} are asked for")
+            newest = f"{meta.next - 1}-0"
+            self._ring.connection.keep_trying(
+                lambda after=newest: self._ring.wait_for_sample(after),  # type: ignore[misc]
+                self._options.reconnect_s,
+                self._stop,
+            )
+
+    def take(self, count: int) -> Found:
+        """Read the next entries; fewer workers' numbers are passed over."""
+        found: list[Given] = []
+        while not found and self._next <= self._last and not self._stop.is_set():
+            most = min(count, _SCAN_AT_ONCE) * self._seat.workers
+            read = self._ring.connection.keep_trying(
+                lambda n=most: self._ring.read(self._next, self._last, n),  # type: ignore[misc]
+                self._options.reconnect_s,
+                self._stop,
+            )
+            self._next = read[-1].number + 1 if read else math.inf  # type: ignore[assignment]
+            found = [sample for sample in read if self._is_mine(sample)]
+        return Found(found, self._ring.now_s(), ended=not found)
+
+    def _is_mine(self, sample: Given) -> bool:
+        producer = sample.fields.get(b"from", b"").decode(errors="replace").rpartition(":")[0]
+        wanted = self._options.producers is None or producer in self._options.producers
+        return wanted and sample.number % self._seat.workers == self._seat.worker
+
+    def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
+        """Nothing was taken, nothing is acknowledged."""
+
+    def close(self) -> None:
+        """Nobody knows that we were here."""

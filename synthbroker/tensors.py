@@ -1,0 +1,87 @@
+"""What users hold, seen as numpy arrays. torch is looked at only where the user has imported it already."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from synthbroker import schema
+from synthbroker.schema import Array
+
+_SAME_SIZE_INTEGER = {1: "uint8", 2: "int16"}
+
+
+def as_sample(value: object, names: Sequence[str] | None) -> dict[str, Array]:
+    """See a sample as arrays by name.
+
+    Args:
+        value: A mapping of names to tensors, or a sequence of tensors if `names` are given.
+        names: Names for the items of a sequence.
+
+    Returns:
+        Arrays of supported dtypes in native byte order, of any strides; views of the user's memory where possible.
+
+    Raises:
+        TypeError: Not a sample, or a field that is not a tensor or a number.
+        ValueError: No fields, a bad name, or another number of items than names.
+    """
+    if not isinstance(value, Mapping):
+        if names is None or not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise TypeError(
+                f"a sample must be a dict of arrays or tensors, got {type(value).__name__}; for tuples say fields=(...)"
+            )
+        if len(value) != len(names):
+            raise ValueError(f"a sample of {len(value)} items where fields={tuple(names)} names {len(names)}")
+        value = dict(zip(names, value, strict=True))
+    if not value:
+        raise ValueError("a sample needs at least one field")
+    return {schema.check_name(name): as_array(name, item) for name, item in value.items()}
+
+
+def as_array(name: str, value: Any) -> Array:
+    """See one field as an array; errors as for `as_sample`."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _from_torch(name, value, torch)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"field {name!r} is a masked array: call .filled() on it, the mask would be lost")
+    if not isinstance(value, np.ndarray | np.generic | bool | int | float | complex) and not hasattr(
+        value, "__array__"
+    ):
+        raise TypeError(f"field {name!r} must be an array, a tensor or a number, got {type(value).__name__}")
+    array: Array = np.asarray(value)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if not schema.supports(array.dtype):
+        raise TypeError(f"field {name!r} has dtype {array.dtype}, which cannot be sent: {_SUPPORTED}")
+    return array
+
+
+def to_torch(array: Array) -> Any:
+    """Give the torch tensor that shares an array's memory. Imports torch."""
+    import torch
+
+    name = schema.DTYPES[schema.dtype_name(array.dtype)]
+    if array.dtype.isbuiltin == 1:
+        return torch.from_numpy(array)
+    same_size = _SAME_SIZE_INTEGER[array.dtype.itemsize]
+    return torch.from_numpy(array.view(same_size)).view(getattr(torch, name))
+
+
+def _from_torch(name: str, tensor: Any, torch: Any) -> Array:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise TypeError(f"field {name!r} is a {tensor.layout} tensor on {tensor.device}: only dense ones can be sent")
+    # .cpu() waits for the work on the tensor that its stream has been given so far.
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    dtype = schema.dtype_named(str(tensor.dtype).removeprefix("torch."))
+    if dtype is None:
+        raise TypeError(f"field {name!r} has dtype {tensor.dtype}, which cannot be sent: {_SUPPORTED}")
+    if dtype.isbuiltin == 1:
+        array: Array = tensor.numpy()
+        return array
+    integer = getattr(torch, _SAME_SIZE_INTEGER[dtype.itemsize])
+    return np.asarray(tensor.view(integer).numpy().view(dtype))
+
+
+_SUPPORTED = "supported are " + ", ".join(schema.DTYPES.values())

