@@ -27,6 +27,7 @@ class Placed:
 
     given: Given
     entry: wire.Entry
+    age_s: float
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Assembly:
         self._names = tuple(options.fields or self._schema.names)
         self._one_by_one = options.transform is not None or options.collate is not None
         self.placed: list[Placed] = []
+        self.nbytes = 0
         self._samples: list[Any] = []
         self._arrays: dict[str, Array] = {}
         self._lists: dict[str, list[Array]] = {}
@@ -119,8 +121,13 @@ class Assembly:
         """How many samples are still needed."""
         return self.size - len(self.placed)
 
-    def add(self, given: Given) -> int:
-        """Receive one sample into the next place; returns its bytes.
+    @property
+    def holding(self) -> list[int]:
+        """Numbers of the samples that the group waits for."""
+        return [placed.given.number for placed in self.placed if placed.given.uses < 2]
+
+    def add(self, given: Given, now_s: float) -> int:
+        """Receive one sample, given at `now_s` by the server's clock, into the next place; returns its bytes.
 
         Raises:
             DamagedSampleError: It cannot be; the place stays free.
@@ -135,12 +142,14 @@ class Assembly:
         else:
             for name, items in self._lists.items():
                 items.append(targets[name])
-        self.placed.append(Placed(given, entry))
-        return sum(array.nbytes for array in targets.values())
+        self.placed.append(Placed(given, entry, round(max(now_s - entry.made_s, 0.0), 3)))
+        nbytes = sum(array.nbytes for array in targets.values())
+        self.nbytes += nbytes
+        return nbytes
 
-    def result(self, now_s: Sequence[float]) -> tuple[Any, BatchInfo]:
+    def result(self) -> tuple[Any, BatchInfo]:
         """Give the batch, full or not."""
-        info = self._info(now_s)
+        info = self._info()
         if self._one_by_one:
             collated = (self._options.collate or self._finish.collate)(self._samples)
             return self._dressed(collated, info), info
@@ -189,7 +198,7 @@ class Assembly:
             return TupleBatch.of(tuple(collated), names, info)
         return collated
 
-    def _info(self, now_s: Sequence[float]) -> BatchInfo:
+    def _info(self) -> BatchInfo:
         entries = [placed.entry for placed in self.placed]
         return BatchInfo(
             ring=self._ring.name,
@@ -198,7 +207,7 @@ class Assembly:
             ids=tuple(placed.given.number for placed in self.placed),
             producers=tuple(entry.producer for entry in entries),
             seqs=tuple(entry.seq for entry in entries),
-            ages_s=tuple(round(max(now - entry.made_s, 0.0), 3) for now, entry in zip(now_s, entries, strict=True)),
+            ages_s=tuple(placed.age_s for placed in self.placed),
             uses=tuple(placed.given.uses for placed in self.placed),
             recipes=tuple(entry.head.recipe for entry in entries),
             metadata=tuple(entry.head.metadata for entry in entries),

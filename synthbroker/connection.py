@@ -43,6 +43,7 @@ _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 5.0
 _OLDEST_VERSION = (6, 2)
 _LONGEST_LINE_BYTES = 64 * 1024
+_STRING_HEADER = re.compile(rb"\$(-1|[0-9]{1,18})")
 
 # What an error reply begins with, or says: which of our errors it is. The first that fits counts.
 _REPLIES: tuple[tuple[str, type[ServerError], str], ...] = (
@@ -59,6 +60,17 @@ _REPLIES: tuple[tuple[str, type[ServerError], str], ...] = (
     (r"WRONGTYPE", ServerRefusedError, "something else uses the ring's keys there"),
     (r"Protocol Error", ServerRefusedError, "it is not a Redis server"),
 )
+# The words that redis-py takes off, by the class of error that it makes of them.
+_CODES = {
+    redis.exceptions.AskError: "ASK",
+    redis.exceptions.BusyLoadingError: "LOADING",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+    redis.exceptions.NoPermissionError: "NOPERM",
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.ReadOnlyError: "READONLY",
+    redis.exceptions.TryAgainError: "TRYAGAIN",
+}
+_IN_SCRIPT = re.compile(r"Error running script .*?: -", re.DOTALL)
 
 
 class Connection:
@@ -218,7 +230,7 @@ class Line:
         header = self._read_line()
         if header[:1] == b"-":
             raise redis.ResponseError(header[1:].decode(errors="replace"))
-        if header[:1] != b"$":
+        if not _STRING_HEADER.fullmatch(header):
             raise redis.InvalidResponse(f"Protocol Error: {header[:40]!r} instead of a string")
         size = int(header[1:])
         if size < 0:
@@ -272,7 +284,7 @@ class Line:
 def translate(error: redis.RedisError, where: str) -> ServerError:
     """Find our error for one of redis-py's."""
     text = str(error) or type(error).__name__
-    if isinstance(error, redis.AuthenticationError):
+    if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
         return ServerRefusedError(f"{where} refuses: wrong or missing password ({text})")
     for pattern, kind, meaning in _REPLIES:
         if re.match(pattern, _with_code(error, text), re.IGNORECASE):
@@ -285,14 +297,9 @@ def translate(error: redis.RedisError, where: str) -> ServerError:
 
 
 def _with_code(error: redis.RedisError, text: str) -> str:
-    """Put back the word that redis-py takes off the front of some errors."""
-    codes = {
-        redis.exceptions.BusyLoadingError: "LOADING",
-        redis.exceptions.NoPermissionError: "NOPERM",
-        redis.exceptions.OutOfMemoryError: "OOM",
-        redis.exceptions.ReadOnlyError: "READONLY",
-    }
-    return next((f"{code} {text}" for kind, code in codes.items() if isinstance(error, kind)), text)
+    """Put back the word that redis-py takes off the front of some errors; drop what 6.2 puts before a script's."""
+    code = next((f"{code} " for kind, code in _CODES.items() if isinstance(error, kind)), "")
+    return code + _IN_SCRIPT.sub("", text)
 
 
 def _make_pool(url: str) -> redis.ConnectionPool:

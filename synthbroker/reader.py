@@ -1,8 +1,8 @@
 """Makes batches ahead of the training loop, in a thread of its own."""
 
+import logging
 import os
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from threading import Condition, Event, Thread
@@ -15,7 +15,9 @@ from synthbroker.errors import DamagedSampleError, SynthbrokerError
 from synthbroker.options import ReadOptions
 from synthbroker.replies import Given
 from synthbroker.ring import Ring
-from synthbroker.source import Counts, GroupSource, LiveSource, Seat, Source
+from synthbroker.source import Counts, Found, GroupSource, LiveSource, Seat, Source
+
+log = logging.getLogger("synthbroker")
 
 MOST_PREFETCHED_BYTES = 10**9
 _LAST_WORD_S = 5.0
@@ -127,27 +129,23 @@ class Reader:
 
     def _make(self, size: int) -> bool:
         """Make one batch; False at the end."""
-        assembly: Assembly | None = None
-        times: list[float] = []
-        nbytes = 0
-        more = True
-        while more and (assembly is None or assembly.missing):
-            found = self.source.take(self._how_many(assembly.missing if assembly else size))
+        assembly = self._new_assembly(size)
+        found = Found(())
+        while assembly.missing and not found.ended and not found.stuck:
+            found = self.source.take(self._how_many(assembly.missing), assembly.holding)
             if self._stop.is_set():
                 return False
-            more = not found.ended
-            if assembly is None or (found.samples and assembly.epoch != self._ring.epoch):
-                # Samples of a former life of the server are kept by nobody but us, and cannot be acknowledged.
-                assembly, times, nbytes = self._new_assembly(size), [], 0
+            if assembly.epoch != self._ring.epoch:
+                if assembly.placed:
+                    log.warning("ring %s was made anew: %d samples are lost", self._ring.name, len(assembly.placed))
+                assembly = self._new_assembly(size)
             for given in found.samples:
-                added = self._add(assembly, given)
-                if added is not None:
-                    times.append(found.now_s)
-                    nbytes += added
-        if assembly is None or not assembly.placed:
-            return more
-        self._offer(assembly, times, nbytes)
-        return more
+                self._add(assembly, given, found.now_s)
+        if found.stuck:
+            log.warning("ring %s is full and waits for an incomplete batch: giving it out", self._ring.name)
+        if assembly.placed:
+            self._offer(assembly, full=found.stuck or not assembly.missing)
+        return not found.ended
 
     def _new_assembly(self, size: int) -> Assembly:
         return Assembly(self._ring, self.source.meta, self.options, self._finish, size)
@@ -155,22 +153,18 @@ class Reader:
     def _how_many(self, missing: int) -> int:
         return 1 if self._sample_bytes >= _ONE_BY_ONE_BYTES else missing
 
-    def _add(self, assembly: Assembly, given: Given) -> int | None:
-        """Receive a sample; None where it cannot be used, which is counted and told."""
+    def _add(self, assembly: Assembly, given: Given, now_s: float) -> None:
+        """Receive a sample; one that cannot be used is counted and told."""
         try:
-            self._sample_bytes = assembly.add(given)
-        except MissingPartError as error:
-            if given.number < self._ring.read_meta().first:
-                self.counts.overrun += 1
-                return None
-            self._quarantine(given, error)
-            return None
+            self._sample_bytes = assembly.add(given, now_s)
         except DamagedSampleError as error:
-            self._quarantine(given, error)
-            return None
-        self.counts.samples += 1
-        self.counts.raw_bytes += self._sample_bytes
-        return self._sample_bytes
+            if isinstance(error, MissingPartError) and given.number < self._ring.read_meta().first:
+                self.counts.overrun += 1
+            else:
+                self._quarantine(given, error)
+        else:
+            self.counts.samples += 1
+            self.counts.raw_bytes += self._sample_bytes
 
     def _quarantine(self, given: Given, error: SynthbrokerError) -> None:
         self.counts.damaged += 1
@@ -180,13 +174,12 @@ class Reader:
         if given.uses < 2:
             self.source.acknowledge(self._ring.epoch, [given.number])
 
-    def _offer(self, assembly: Assembly, times: Sequence[float], nbytes: int) -> None:
-        if self.options.drop_last and assembly.missing:
-            numbers = [placed.given.number for placed in assembly.placed if placed.given.uses < 2]
-            self.source.acknowledge(assembly.epoch, numbers)
+    def _offer(self, assembly: Assembly, *, full: bool) -> None:
+        if self.options.drop_last and not full:
+            self.source.acknowledge(assembly.epoch, assembly.holding)
             return
-        batch, info = assembly.result(times)
+        batch, info = assembly.result()
         with self._changed:
-            self._ready.append(Ready(batch, info, nbytes))
-            self._ready_bytes += nbytes
+            self._ready.append(Ready(batch, info, assembly.nbytes))
+            self._ready_bytes += assembly.nbytes
             self._changed.notify_all()

@@ -203,13 +203,9 @@ class Sender:
     def _attempt(self, batch: list[Encoded]) -> Answer:
         """Ask for room, send, commit. Safe to repeat: a lease replaces a lease, sequence numbers stay what they are."""
         try:
-            answer = Answer("OK")
             for count in (len(batch), 1):
                 some = batch[:count]
-                if all(sample.inline for sample in some):
-                    break
-                cost = sum(sample.cost_bytes for sample in some)
-                answer = self.ring.room(self.who, cost, len(some))
+                answer = self._room_for(some)
                 if answer.word == "OK":
                     break
             self._refuse_too_big(answer, batch[0])
@@ -218,6 +214,12 @@ class Sender:
             return self.ring.commit(self.who, [(self._committed + 1 + i, sample) for i, sample in enumerate(some)])
         except ServerFullError as error:
             return self._make_server_room(batch[0], error)
+
+    def _room_for(self, some: list[Encoded]) -> Answer:
+        """Ask for a lease, which samples that ride in their entries need not."""
+        if all(sample.inline for sample in some):
+            return Answer("OK")
+        return self.ring.room(self.who, sum(sample.cost_bytes for sample in some), len(some))
 
     def _refuse_too_big(self, answer: Answer, sample: Encoded) -> None:
         if answer.word == "TOOBIG":

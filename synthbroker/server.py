@@ -1,7 +1,8 @@
 """Find a Redis (or Valkey) server program and run it, set up for rings.
 
 The server listens on loopback with a random password, keeps nothing on disk, never evicts by itself, and ends with the
-process that started it, also when that is killed (on Linux). All its files lie in a fresh folder, removed by `stop`.
+process that started it, also when that is killed (on Linux). All its files lie in a fresh folder, removed by `stop`
+(only after a kill that folder stays: a log, and the password of a server that is no more).
 
 Of the memory that the machine or the cgroup allows it takes `MEMORY_SHARE` at most: clients' buffers, parts under way
 and fragmentation come on top of what Redis counts, and what is above the limit is killed without a word.

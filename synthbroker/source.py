@@ -50,11 +50,20 @@ class Seat:
 
 @dataclass(frozen=True)
 class Found:
-    """Entries that were given, and the server's time then; `ended`: nothing comes any more."""
+    """Entries that were given, and the server's time then.
+
+    Attributes:
+        samples: The entries; there are none only with one of the following.
+        now_s: The server's time.
+        ended: Nothing comes any more.
+        stuck: Nothing comes before the samples of the batch in the making are acknowledged: they are the oldest of a
+            full ring, which cannot make room while they are held; as when a dead reader's samples were taken over.
+    """
 
     samples: Sequence[Given]
     now_s: float = 0.0
     ended: bool = False
+    stuck: bool = False
 
 
 @dataclass
@@ -77,8 +86,8 @@ class Source(Protocol):
     def start(self) -> None:
         """Get ready; blocks until there is a ring."""
 
-    def take(self, count: int) -> Found:
-        """Give up to `count` samples; blocks until there is one, or the end."""
+    def take(self, count: int, holding: Sequence[int]) -> Found:
+        """Give up to `count` samples for a batch that has those in `holding`; blocks until there is one, or the end."""
 
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that samples are done with."""
@@ -95,11 +104,11 @@ class Waiting:
         self._since = time.monotonic()
         self._next_warning_s = WARN_EVERY_S
 
-    def check(self, why: str) -> None:
-        """Warn each minute; raise StarvedError after `wait_s`."""
+    def check(self, why: str, error: type[SynthbrokerError] = StarvedError) -> None:
+        """Warn each minute; raise an error after `wait_s`."""
         waited_s = time.monotonic() - self._since
         if waited_s >= self._wait_s:
-            raise StarvedError(f"{self._what}: no sample for {units.format_duration(waited_s)}; {why}")
+            raise error(f"{self._what}: no sample for {units.format_duration(waited_s)}; {why}")
         if waited_s >= self._next_warning_s:
             self._next_warning_s += WARN_EVERY_S
             log.warning("%s: no sample for %s; %s", self._what, units.format_duration(waited_s), why)
@@ -154,12 +163,16 @@ class GroupSource:
         self._join()
         self._heart.start()
 
-    def take(self, count: int) -> Found:
+    def take(self, count: int, holding: Sequence[int]) -> Found:
         """Take up to `count` samples; blocks until there is one.
+
+        Args:
+            count: At most so many.
+            holding: Numbers of the samples that are already in the batch that these are for.
 
         Raises:
             StarvedError: There was none for `wait_s`.
-            UnacknowledgedError: There cannot be one before this reader acknowledges what it has.
+            UnacknowledgedError: There cannot be one before this group acknowledges what it has.
         """
         waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
         while not self._stop.is_set():
@@ -171,9 +184,9 @@ class GroupSource:
                 return Found(taken.samples, taken.now_s)
             if taken.word == "END":
                 return Found((), ended=True)
-            if taken.held:
-                self._check_held()
-            waiting.check("are the generators running? `synthbroker status` shows who was last seen, and when")
+            if taken.held and holding and self._is_stuck(holding):
+                return Found((), stuck=True)
+            self._check(waiting, held=taken.held)
             self._wait(taken.wait_id)
         return Found((), ended=True)
 
@@ -268,31 +281,31 @@ class GroupSource:
         self._keep_trying(lambda: self._ring.wait_for_sample(wait_id))
         self._counts.waiting_s += time.monotonic() - began
 
-    def _check_held(self) -> None:
-        """The ring is full of what this group has not acknowledged: say so where that can only be ourselves."""
-        if not self._seat.acknowledges or not self._idle():
-            return
-        pending, others = self._pending()
-        if others == 0:
-            live, capacity = self.meta.live, units.format_size(self.meta.capacity_bytes)
-            raise UnacknowledgedError(
-                f"ring {self._ring.name!r} ({capacity}, {live} samples) is full of {pending} samples that group "
-                f"{self._group!r} was given and has not acknowledged, and a batch of {self._options.batch_size} is not "
-                "complete: acknowledge more often, take smaller batches, or give the ring more capacity"
+    def _check(self, waiting: Waiting, *, held: bool) -> None:
+        """Warn each minute and raise after `wait_s`, with what is likely the cause."""
+        if held:
+            waiting.check(
+                "the ring is full of samples that this group was given and has not acknowledged: acknowledge more "
+                "often, take smaller batches, use fewer workers, or give the ring more capacity",
+                UnacknowledgedError,
             )
+        waiting.check("are the generators running? `synthbroker status` shows who was last seen, and when")
 
-    def _pending(self) -> tuple[int, int]:
-        """How many samples this reader holds, and all others of its group."""
-        self.meta = self._ring.read_meta()
-        mine = others = 0
-        for name, _, _, _, members in self._ring.snapshot()[5]:
-            if name.decode() == self._group:
-                for member, _, pending, _ in members:
-                    if member.decode() == str(self._who):
-                        mine += int(pending)
-                    else:
-                        others += int(pending)
-        return mine, others
+    def _is_stuck(self, holding: Sequence[int]) -> bool:
+        """Say whether a full ring waits for the samples of an incomplete batch, and that batch for the ring.
+
+        Raises:
+            UnacknowledgedError: These are all samples that the ring can hold.
+        """
+        meta = self._ring.read_meta()
+        if not self._idle() or min(holding) > meta.first:
+            return False
+        if len(holding) >= meta.live:
+            raise UnacknowledgedError(
+                f"ring {self._ring.name!r} ({units.format_size(meta.capacity_bytes)}) holds only {meta.live} samples, "
+                f"and a batch of {self._options.batch_size} needs more: take smaller batches, or give it more room"
+            )
+        return True
 
     def _beat(self) -> None:
         self._ring.beat("consumer", f"{self._group} {self._who}", self._about())
@@ -337,7 +350,7 @@ class LiveSource:
                 self._stop,
             )
 
-    def take(self, count: int) -> Found:
+    def take(self, count: int, holding: Sequence[int]) -> Found:  # noqa: ARG002 - nothing is held here
         """Read the next entries; fewer workers' numbers are passed over."""
         found: list[Given] = []
         while not found and self._next <= self._last and not self._stop.is_set():

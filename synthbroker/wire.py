@@ -54,7 +54,9 @@ SPEC_CHARACTERS = 200
 _STRING_SLACK_BYTES = 64
 _PART_OVERHEAD_BYTES = 176
 _ENTRY_OVERHEAD_BYTES = 320
-_SMALLEST_CUT_BYTES = 16 * 1024
+_ENTRY_FIELDS_BYTES = 160
+_OWN_NODE_BYTES = 2048  # entries from here on get a node of the stream, and so an allocation, of their own
+_SMALLEST_CUT_BYTES = 8 * 1024
 _MOST_WASTE = 0.04
 
 
@@ -169,8 +171,8 @@ def encode(
         )
     text = str(schema.infer(sample))
     spec = text if len(text) <= SPEC_CHARACTERS else text[: SPEC_CHARACTERS - 1] + "…"
-    stored = size if inline else 0
     strings = 0 if inline else sum(allocated(part) + _PART_OVERHEAD_BYTES for part in sizes)
+    text_bytes = len(head) + len(spec.encode()) + (size if inline else 0)
     return Encoded(
         spec=spec,
         head=head,
@@ -178,8 +180,13 @@ def encode(
         payload=payload,
         part_sizes=sizes,
         inline=inline,
-        cost_bytes=strings + stored + len(head) + len(spec.encode()) + _ENTRY_OVERHEAD_BYTES,
+        cost_bytes=strings + _entry_cost(text_bytes),
     )
+
+
+def _entry_cost(text_bytes: int) -> int:
+    held = text_bytes if text_bytes < _OWN_NODE_BYTES else allocated(text_bytes + _ENTRY_FIELDS_BYTES)
+    return held + _ENTRY_OVERHEAD_BYTES
 
 
 def pack_texts(metadata: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +201,7 @@ def pack_texts(metadata: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[s
             raise TypeError(f"metadata must map text to text, got {key!r}: {value!r}")
     try:
         text = json.dumps(dict(recipe), separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"a recipe must be plain JSON (numbers, text, lists, objects): {error}") from error
     for what, size in ("recipe", len(text)), ("metadata", sum(len(k) + len(v) for k, v in metadata.items())):
         if size > LARGEST_TEXT_BYTES:
@@ -208,7 +215,7 @@ def cut(size: int) -> tuple[int, ...]:
     sizes = [LARGEST_PART_BYTES] * full
     while rest:
         piece = rest
-        if rest > _SMALLEST_CUT_BYTES and allocated(rest) - rest > _MOST_WASTE * rest:
+        if rest >= _SMALLEST_CUT_BYTES and allocated(rest) - rest > _MOST_WASTE * rest:
             piece = _class_below(rest) - _STRING_SLACK_BYTES
         sizes.append(piece)
         rest -= piece

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from rings import Rig, rigs
 from servers import FakeServer, RealServer, RunningServer, ServerPool, any_binary, binaries
 
 
@@ -61,3 +62,9 @@ def fake_server() -> Iterator[FakeServer]:
 @pytest.fixture
 def ring_name() -> str:
     return f"t-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def rig(any_server: RunningServer, ring_name: str) -> Iterator[Rig]:
+    """Give a ring on each version of the server; its ledger is checked after the test."""
+    yield from rigs(any_server, ring_name)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import redis
@@ -216,6 +217,7 @@ class FakeServer(RunningServer):
 
         self._server = TcpFakeServer(("127.0.0.1", 0), server_type="redis", server_version=(7, 0))
         self._server.daemon_threads = True
+        self._server.RequestHandlerClass = _patient_handler()
         self.url = f"redis://127.0.0.1:{self._server.server_address[1]}/0"
         self._thread = threading.Thread(target=self._server.serve_forever, name="fakeredis", daemon=True)
         self._thread.start()
@@ -225,6 +227,33 @@ class FakeServer(RunningServer):
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _patient_handler() -> Any:
+    """Mend two things in fakeredis's port: it hangs up after each error reply, and sends texts as simple strings."""
+    from fakeredis._clients._tcp_server import TCPFakeRequestHandler, encode_reply
+
+    class Handler(TCPFakeRequestHandler):
+        def setup(self) -> None:
+            super().setup()
+            client: Any = self.current_client
+            writer: Any = self.writer
+            read = client.read_response
+
+            def read_response() -> Any:
+                try:
+                    return read()
+                except redis.ResponseError as error:
+                    return error
+
+            def dump(value: Any) -> None:
+                writer.write(encode_reply(value, self.protocol_version, nested=True))
+                writer.writer.flush()
+
+            client.read_response = read_response
+            writer.dump = dump
+
+    return Handler
 
 
 class ServerPool:

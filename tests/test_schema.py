@@ -77,7 +77,7 @@ def test_the_text_of_a_field_is_read(text: str, expected: Field) -> None:
     ],
 )
 def test_what_is_no_schema_is_refused_with_the_reason(text: str, complaint: str) -> None:
-    with pytest.raises(ValueError, match="size|field|dtype|dimensions|twice") as caught:
+    with pytest.raises(ValueError, match=r"size|field|dtype|dimensions|twice") as caught:
         parse(text)
     assert complaint in str(caught.value)
 

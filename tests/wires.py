@@ -16,10 +16,10 @@ def encode(sample: Mapping[str, Array], codec_name: str = "raw", recipe: Mapping
 
 
 def sample_of(nbytes: int, value: int = 0) -> Encoded:
-    """Make a sample of one tensor of so many bytes, told apart by its recipe and its first byte."""
+    """Make a sample of one tensor of so many bytes. Its recipe and its first byte tell it apart, its cost does not."""
     array = np.zeros(nbytes, np.uint8)
     array[:1] = value % 256
-    return encode({"x": array}, recipe={"value": value})
+    return encode({"x": array}, recipe={"value": f"{value:09d}"})
 
 
 def entry_of(encoded: Encoded, uid: str = "0a1b", **changes: bytes | None) -> dict[bytes, bytes]:

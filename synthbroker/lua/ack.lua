@@ -25,7 +25,7 @@ end
 allow_bookkeeping()
 redis.call('hincrby', group_key(name), 'acknowledged', acknowledged)
 if doubled > 0 then redis.call('hincrby', group_key(name), 'doubled', doubled) end
-if ring.block and redis.call('hget', meta_key, 'waiting') == '1' and floor_of(ring, load_groups()) > ring.first then
+if ring.block and load_waiting() and floor_of(ring, load_groups()) > ring.first then
   tell_room(name)
 end
 return {'OK', acknowledged, doubled, late}

@@ -69,6 +69,7 @@ local function take(i)
   use_lease(ring, name, cost, 1)
   local granted, holder = make_room(ring, cost, 1, 0)
   if not granted then
+    mark_waiting(cost, 1)
     return {'FULL', holder, last_room_id(), int(ring.next - ring.first), int(ring.capacity)}
   end
   local err = add(i)
@@ -90,9 +91,9 @@ for i = 4, #ARGV, PER_SAMPLE do
 end
 
 if taken > 0 then redis.call('hset', seqs_key, name, word .. ' ' .. int(last)) end
-if stopped and stopped[1] == 'FULL' then mark_waiting() end
 allow_bookkeeping()
 save_ring(ring)
+if taken > 0 and not ring.block and load_waiting() then tell_room('commit') end
 if duplicates > 0 then redis.call('hincrby', meta_key, 'duplicates', duplicates) end
 local reply = stopped or {'OK'}
 table.insert(reply, 2, int(last))

@@ -16,7 +16,7 @@ if name ~= '' then
       redis.call('hdel', consumers_key .. ':about', member)
     end
   end
-  if redis.call('hget', meta_key, 'waiting') == '1' then tell_room('drop') end
+  if load_waiting() then tell_room('drop') end
   return {'OK'}
 end
 

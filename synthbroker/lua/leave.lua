@@ -18,6 +18,7 @@ if load_seq(member) ~= ARGV[5] then return {'OK'} end
 use_lease(ring, member, math.huge, math.huge)
 save_ring(ring)
 redis.call('hset', producers_key .. ':about', member, ARGV[4])
+if load_waiting() then tell_room('leave') end
 if ARGV[6] == '1' and not ring.ended then
   local closed = redis.call('hincrby', meta_key, 'closed', 1)
   local expected = tonumber(redis.call('hget', meta_key, 'producers'))

@@ -52,7 +52,7 @@ local function save_ring(ring)
     'leased_bytes', int(ring.leased_bytes), 'leased_samples', int(ring.leased_samples))
 end
 
--- {name, pending, delivered} of every group; delivered is the highest number given to it.
+-- {name, pending, delivered, last_id} of every group; delivered is the highest number given to it.
 local function load_groups()
   local groups = {}
   if redis.call('exists', samples_key) == 0 then return groups end
@@ -61,7 +61,10 @@ local function load_groups()
     for i = 1, #info, 2 do
       if info[i] == 'name' then group.name = info[i + 1] end
       if info[i] == 'pending' then group.pending = tonumber(info[i + 1]) end
-      if info[i] == 'last-delivered-id' then group.delivered = number_of(info[i + 1]) end
+      if info[i] == 'last-delivered-id' then
+        group.last_id = info[i + 1]
+        group.delivered = number_of(info[i + 1])
+      end
     end
     groups[#groups + 1] = group
   end
@@ -216,10 +219,16 @@ local function last_room_id()
   return lines[1] and lines[1][1] or '0-0'
 end
 
--- Remembers that producers wait, so that whoever makes room says so.
-local function mark_waiting()
+-- Remembers that a producer waits, and for how much room, so that whoever makes room says so.
+local function mark_waiting(bytes, count)
   allow_bookkeeping()
-  redis.call('hset', meta_key, 'waiting', '1')
+  redis.call('hset', meta_key, 'waiting', int(bytes) .. ' ' .. int(count))
+end
+
+-- Bytes and samples that the producer asked for that was refused last; nil where none waits.
+local function load_waiting()
+  local bytes, count = string.match(redis.call('hget', meta_key, 'waiting'), '^(%d+) (%d+)$')
+  return tonumber(bytes), tonumber(count)
 end
 
 local function tell_room(reason)

@@ -19,7 +19,7 @@ use_lease(ring, name, math.huge, math.huge)
 local granted, holder = make_room(ring, bytes, count, tonumber(ARGV[7]))
 if not granted then
   save_ring(ring)
-  mark_waiting()
+  mark_waiting(bytes, count)
   return {'FULL', holder, last_room_id(), int(ring.next - ring.first), int(ring.capacity)}
 end
 ring.leased_bytes = ring.leased_bytes + bytes

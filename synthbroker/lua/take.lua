@@ -23,9 +23,9 @@ local settings = redis.call('hmget', group_key(name), 'reuse', 'front')
 local reuse, front = settings[1], tonumber(settings[2])
 local limit = reuse == 'inf' and math.huge or tonumber(reuse)
 local given = {}
-local wait_id = id_of(ring.next - 1)
+local tally = {}
 
-local function count(field, n) if n > 0 then redis.call('hincrby', group_key(name), field, n) end end
+local function count(field, n) if n > 0 then tally[field] = (tally[field] or 0) + n end end
 
 local function field_of(fields, key)
   for i = 1, #fields, 2 do if fields[i] == key then return fields[i + 1] end end
@@ -94,7 +94,7 @@ local function step_forward()
     if to > unread then
       redis.call('xgroup', 'setid', samples_key, name, id_of(to - 1))
       count('lost', to - unread)
-      group.delivered = to - 1
+      group.delivered, group.last_id = to - 1, id_of(to - 1)
     end
   end
   if moved > 0 then redis.call('hset', group_key(name), 'front', int(ring.first)) end
@@ -120,8 +120,9 @@ local function take_fresh()
     for _, entry in ipairs(reply[1][2]) do
       if is_own(entry[1]) then
         accept(entry)
-        group.delivered = number_of(entry[1])
+        group.delivered, group.last_id = number_of(entry[1]), entry[1]
       else
+        group.last_id = entry[1]
         redis.call('xack', samples_key, name, entry[1])
         redis.call('hincrby', meta_key, 'foreign', 1)
         redis.call('xadd', quarantine_key, 'MAXLEN', 1000, '*', 'id', entry[1], 'reason', 'foreign entry')
@@ -176,9 +177,18 @@ local function awaited()
   return false
 end
 
+-- What lies behind the last entry that the group was given, were it a foreign one; else behind the newest sample.
+local function wait_id() return group.delivered >= ring.next - 1 and group.last_id or id_of(ring.next - 1) end
+
+local function held()
+  if not ring.block or group.delivered < ring.next - 1 then return false end
+  local bytes, count = load_waiting()
+  return bytes and not fits(ring, bytes, count) and floor_of(ring, load_groups()) == ring.first
+end
+
 local function reply(word)
-  local held = ring.block and redis.call('hget', meta_key, 'waiting') == '1' and group.delivered >= ring.next - 1
-  local answer = {word, string.format('%.3f', now()), wait_id, held and '1' or '0'}
+  for field, n in pairs(tally) do redis.call('hincrby', group_key(name), field, n) end
+  local answer = {word, string.format('%.3f', now()), wait_id(), held() and '1' or '0'}
   for _, sample in ipairs(given) do answer[#answer + 1] = sample end
   return answer
 end

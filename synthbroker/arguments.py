@@ -1,0 +1,250 @@
+"""The words of the command line: subcommands, options, and the help that a person starts from."""
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from synthbroker import generate, producer, ring, schema, units
+
+T = TypeVar("T")
+
+DESCRIPTION = (
+    "A ring of training samples in Redis, between the programs that make them and the training that uses them."
+)
+EXAMPLES = """\
+start here:
+  synthbroker serve                                    start a server; it says how to reach it
+  synthbroker generate my.module:brains --ring brains  put what a Python generator yields into a ring
+  synthbroker status brains --watch                    see it fill
+  synthbroker peek brains --png look.png               see what is in it
+
+The server is --url, else SYNTHBROKER_URL, else the one that `synthbroker serve` started for this user.
+`synthbroker COMMAND --help` says more."""
+
+
+def parser(version: str) -> argparse.ArgumentParser:
+    """Make the parser; what it returns has `command` and that command's options."""
+    top = argparse.ArgumentParser("synthbroker", description=DESCRIPTION, epilog=EXAMPLES, **_STYLE)
+    top.add_argument("--version", action="version", version=f"synthbroker {version}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_add_serve, _add_generate, _add_status, _add_peek, _add_end, _add_drop, _add_env):
+        add(commands)
+    return top
+
+
+_STYLE: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+
+
+def _checked(check: Callable[[str], T]) -> Callable[[str], T]:
+    """Let argparse show the reason why a value cannot be, not only that it cannot."""
+
+    @wraps(check)
+    def convert(text: str) -> T:
+        try:
+            return check(text)
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    def check(text: str) -> int:
+        limits = f"a whole number from {least}" + (f" to {most}" if most is not None else "")
+        if not text.isascii() or not text.isdigit() or int(text) < least or (most is not None and int(text) > most):
+            raise ValueError(f"must be {limits}, got {text!r}")
+        return int(text)
+
+    return _checked(check)
+
+
+@_checked
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise ValueError(f"must be a number of seconds from 0, got {text!r}")
+    return seconds
+
+
+@_checked
+def _ring_name(text: str) -> str:
+    return ring.check_name("ring", text)
+
+
+@_checked
+def _group_name(text: str) -> str:
+    return ring.check_name("group", text)
+
+
+@_checked
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError(f"must be a JSON object, for example '{{\"classes\": 4}}', got {text!r}")
+    return value
+
+
+@_checked
+def _schema(text: str) -> str:
+    return str(schema.parse(text))
+
+
+@_checked
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(schema.check_name(name) for name in text.split(","))
+
+
+_size = _checked(units.parse_size)
+_Commands = Any  # argparse's own name for it is private
+
+
+def _command(commands: _Commands, name: str, text: str, examples: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, epilog=f"examples:\n{examples}", **_STYLE
+    )
+    command.add_argument("--url", help="redis://, rediss://, unix://, or file:///path/of/an/endpoint/file.json")
+    command.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
+    return command
+
+
+def _add_serve(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "serve",
+        "start a Redis server fit for rings, and say how to reach it",
+        "  synthbroker serve\n"
+        "  synthbroker serve --maxmemory 32GB --host 0.0.0.0 --endpoint /shared/run/broker.json\n"
+        "  synthbroker serve --unix-socket /tmp/me/redis.sock",
+    )
+    add = command.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
+    add("--port", type=_whole(0, 65535), help="TCP port (default: a free one)")
+    add("--unix-socket", type=Path, metavar="PATH", help="listen on this socket; without --port: on nothing else")
+    add("--maxmemory", type=_size, metavar="SIZE", help="most memory for all rings (default: 70%% of what there is)")
+    add("--endpoint", type=Path, metavar="FILE", help="where to write address and password, readable by you only")
+
+
+def _add_generate(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "generate",
+        "run a Python generator in worker processes and put what it yields into a ring",
+        "  synthbroker generate my.module:brains --ring brains --workers 4\n"
+        "  synthbroker generate my.module:brains --ring brains --capacity 8GB --when-full drop-oldest\n\n"
+        "  # my/module.py\n"
+        "  def brains(worker):                        # worker.index, .count, .seed, .array_task_id, .device\n"
+        "      rng = numpy.random.default_rng(worker.seed)\n"
+        "      while True:\n"
+        '          yield {"image": ..., "label": ...}  # numpy arrays or torch tensors\n\n'
+        "SIGINT and SIGTERM finish the samples in hand; a second one ends at once. When all workers are done the ring\n"
+        "is ended, unless --keep-open or --producers say otherwise.",
+    )
+    add = command.add_argument
+    add("target", metavar="MODULE:FUNCTION", help="found in the current directory or on Python's path")
+    add("--ring", type=_ring_name, required=True, help="name of the ring; made if it is not there")
+    add("--workers", type=_whole(1), default=1, metavar="N", help="processes (default: %(default)s)")
+    add("--seed", type=_whole(0), metavar="N", help="derive the workers' seeds from this (default: a random number)")
+    add("--device", help="for the generator; cuda deals out the GPUs in CUDA_VISIBLE_DEVICES")
+    add("--fields", type=_names, metavar="A,B", help="names for samples that are tuples")
+    add("--keep-open", action="store_true", help="do not end the ring when all workers are done")
+    add("--grace-s", type=_seconds, default=generate.DEFAULT_GRACE_S, metavar="S",
+        help="seconds to finish in after a signal (default: %(default)g)")  # fmt: skip
+    add("--name", help="names the producers NAME-w0, NAME-w1, …: newer ones of the same name shut older ones out")
+    _add_ring_options(command)
+
+
+def _add_ring_options(command: argparse.ArgumentParser) -> None:
+    new = command.add_argument_group(
+        "the ring", "For a ring that is there already these must be as it was made."
+    ).add_argument
+    new("--capacity", type=_size, metavar="SIZE", help="server memory (default: half of the server's, else 2GB)")
+    new("--max-samples", type=_whole(0), metavar="N", help="most samples in the ring; 0: no such limit")
+    new("--when-full", choices=producer.POLICIES, help="block waits for the readers (default); drop-oldest does not")
+    new("--group", dest="groups", type=_group_name, action="append", default=[], metavar="G",
+        help="a group that gets everything from now on; may be repeated")  # fmt: skip
+    new("--producers", type=_whole(0), metavar="N", help="the ring ends when N producers (workers) are done")
+    new(
+        "--schema",
+        type=_schema,
+        metavar="TEXT",
+        help="like 'image:f32[1,*,*,*] label:u8[...]' (default: of the first sample)",
+    )
+    new("--info", type=_json_object, metavar="JSON", help="what readers should know, like '{\"classes\": 4}'")
+    new("--finite", action="store_true", default=None, help="keep samples with NaN or infinity out")
+    new("--reopen", action="store_true", help="begin a new run on a ring that has ended")
+    sending = command.add_argument_group("sending").add_argument
+    sending("--codec", default="lz4", help="lz4, zstd or raw (default: %(default)s)")
+    sending("--in-flight", type=_size, default=units.parse_size("256MB"), metavar="SIZE",
+            help="most memory for samples on their way, per worker (default: 256MB)")  # fmt: skip
+    sending(
+        "--wait-s", type=_seconds, default=600.0, metavar="S", help="seconds to wait for room (default: %(default)g)"
+    )
+    sending("--reconnect-s", type=_seconds, default=300.0, metavar="S",
+            help="seconds to wait for a server that went away (default: %(default)g)")  # fmt: skip
+
+
+def _add_status(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "status",
+        "show what a ring holds, who is at it, and whether its ledger adds up",
+        "  synthbroker status brains\n"
+        "  synthbroker status brains --watch\n"
+        "  synthbroker status brains --json | jq .groups.train.lost",
+    )
+    command.add_argument("ring", type=_ring_name)
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="everything, for programs")
+    form.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
+    command.add_argument(
+        "--every-s", type=_seconds, default=2.0, metavar="S", help="with --watch (default: %(default)g)"
+    )
+
+
+def _add_peek(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "peek",
+        "look at the newest samples of a ring; nothing is taken",
+        "  synthbroker peek brains\n  synthbroker peek brains -n 8 --png look.png",
+    )
+    command.add_argument("ring", type=_ring_name)
+    command.add_argument("-n", type=_whole(1), default=4, help="how many (default: %(default)s)")
+    command.add_argument("--png", type=Path, metavar="FILE", help="draw them; needs the extra synthbroker[plot]")
+
+
+def _add_end(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "end",
+        "end a ring: it takes no more samples, and readers stop when they have had everything",
+        "  synthbroker end brains",
+    )
+    command.add_argument("ring", type=_ring_name)
+
+
+def _add_drop(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "drop",
+        "remove a ring with all its samples, or a group that nobody reads any more",
+        "  synthbroker drop brains --group val\n  synthbroker drop brains --yes",
+    )
+    command.add_argument("ring", type=_ring_name)
+    command.add_argument("--group", type=_group_name, help="only this group of it")
+    command.add_argument("--yes", action="store_true", help="do not ask before a whole ring is dropped")
+
+
+def _add_env(commands: _Commands) -> None:
+    _command(
+        commands,
+        "env",
+        "print shell code (bash, zsh) after which redis-cli reaches the same server; it holds the password",
+        '  eval "$(synthbroker env)"\n  redis-cli XLEN sb:{brains}:samples',
+    )

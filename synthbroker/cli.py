@@ -1,0 +1,217 @@
+"""The command line: the only module that prints.
+
+Exit codes: 0 fine, 1 something was in the way (one line on stderr says what), 2 wrong usage, 128 + n stopped by
+signal n (130 for Ctrl-C).
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+import synthbroker
+from synthbroker import admin, arguments, monitor, pictures, server, settings, shell, tables
+from synthbroker import ring as rings
+from synthbroker.connection import Connection
+from synthbroker.endpoint import Endpoint
+from synthbroker.errors import SynthbrokerError
+from synthbroker.generate import Outcome, generate
+from synthbroker.peek import peek
+from synthbroker.server import ServerConfig
+from synthbroker.units import format_duration, format_size
+
+_PLAIN_WIDTH = 200  # where there is no terminal whose width counts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code, or exits with 2 on wrong usage."""
+    options = arguments.parser(synthbroker.__version__).parse_args(argv)
+    _set_up_logging(options.command, options.verbose)
+    try:
+        return _COMMANDS[options.command](options)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (SynthbrokerError, OSError, TypeError, ValueError) as error:
+        if options.verbose:
+            logging.getLogger("synthbroker").exception("the error's own traceback")
+        print(f"synthbroker: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _set_up_logging(command: str, verbose: int) -> None:
+    quiet = logging.INFO if command == "generate" else logging.WARNING
+    levels = (quiet, logging.INFO, logging.DEBUG)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("synthbroker").setLevel(levels[min(verbose, 2)])
+
+
+def _serve(options: argparse.Namespace) -> int:
+    path = _endpoint_path(options)
+    by_socket_only = options.unix_socket is not None and options.port is None
+    config = ServerConfig(
+        host=options.host,
+        port=None if by_socket_only else options.port or 0,
+        unix_socket=options.unix_socket,
+        maxmemory_bytes=options.maxmemory,
+    )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    server.serve(config, path, stop=stop, announce=lambda endpoint: _announce(endpoint, path))
+    print("stopped", flush=True)
+    return 0
+
+
+def _endpoint_path(options: argparse.Namespace) -> Path:
+    """Say where the endpoint file goes; --url may name it as all other commands do."""
+    if options.url is not None:
+        parts = urlsplit(options.url)
+        if parts.scheme != "file" or options.endpoint is not None:
+            raise ValueError("serve makes its own address: say only where to write it, --endpoint /path/broker.json")
+        return Path(unquote(parts.path))
+    path: Path = options.endpoint or settings.default_endpoint_path()
+    return path.expanduser().absolute()
+
+
+def _announce(endpoint: Endpoint, path: Path) -> None:
+    connection = Connection(path.as_uri())
+    try:
+        memory = rings.server_memory(connection)
+    finally:
+        connection.close()
+    where = endpoint.unix_socket or f"{endpoint.host}:{endpoint.port}"
+    limit = f", at most {format_size(memory.limit_bytes)} of memory" if memory else ""
+    print(
+        f"serving on {where} (process {endpoint.pid}{limit})\n"
+        f"address and password are in {path}, for you only\n\n"
+        f"  export SYNTHBROKER_URL={path.as_uri()}\n"
+        f"  synthbroker generate my.module:brains --ring brains\n"
+        f'  eval "$(synthbroker env)"; redis-cli PING\n\n'
+        "Ctrl-C stops it; nothing is kept.",
+        flush=True,
+    )
+
+
+def _generate(options: argparse.Namespace) -> int:
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "verbose")}
+    outcome = generate(given.pop("target"), **given)
+    print(_summary(options.ring, outcome), flush=True)
+    return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+def _summary(ring: str, outcome: Outcome) -> str:
+    sizes = f"{format_size(outcome.raw_bytes)}, {format_size(outcome.payload_bytes)} sent"
+    counts = [f"{outcome.samples} samples in ring {ring} ({sizes})"]
+    if outcome.quarantined:
+        counts.append(f"{outcome.quarantined} were not finite and went to quarantine")
+    if outcome.unsent:
+        counts.append(f"{outcome.unsent} were not sent")
+    if outcome.blocked_s >= 1:
+        counts.append(f"waited {format_duration(outcome.blocked_s)} for room, all workers together")
+    if outcome.ended:
+        counts.append("the ring has ended")
+    return "; ".join(counts)
+
+
+def _status(options: argparse.Namespace) -> int:
+    status = monitor.status(options.ring, url=options.url)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(status), indent=1))
+        return 0
+    console = _console()
+    if not options.watch:
+        console.print(tables.of_status(status))
+        return 0
+    if not console.is_terminal:
+        raise ValueError("--watch needs a terminal; --json gives the same to a program")
+    _watch(console, options)
+    return 0
+
+
+def _watch(console: Console, options: argparse.Namespace) -> None:
+    pause = threading.Event()
+    try:
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            while not pause.wait(0):
+                try:
+                    live.update(tables.of_status(monitor.status(options.ring, url=options.url)), refresh=True)
+                except SynthbrokerError as error:
+                    live.update(Text(f"{error}\n\ntrying again; Ctrl-C to stop", "red"), refresh=True)
+                pause.wait(max(options.every_s, 0.1))
+    except KeyboardInterrupt:
+        return
+
+
+def _peek(options: argparse.Namespace) -> int:
+    samples = peek(options.ring, options.n, url=options.url)
+    if not samples:
+        print(f"ring {options.ring} holds no samples")
+        return 0
+    if options.png is not None:
+        pictures.draw(samples, options.png)
+    print("\n".join(tables.of_sample(sample) for sample in samples))
+    if options.png is not None:
+        print(f"drawn in {options.png}")
+    return 0
+
+
+def _end(options: argparse.Namespace) -> int:
+    admin.end(options.ring, url=options.url)
+    print(f"ring {options.ring} has ended")
+    return 0
+
+
+def _drop(options: argparse.Namespace) -> int:
+    if options.group is None and not options.yes and not _confirmed(options):
+        print("nothing was dropped", file=sys.stderr)
+        return 1
+    admin.drop(options.ring, group=options.group, url=options.url)
+    print(f"dropped {f'group {options.group} of ' if options.group else ''}ring {options.ring}")
+    return 0
+
+
+def _confirmed(options: argparse.Namespace) -> bool:
+    if not sys.stdin.isatty():
+        raise ValueError(f"drop ring {options.ring} with all its samples? Say --yes, or --group for one group only")
+    status = monitor.status(options.ring, url=options.url)
+    print(
+        f"drop ring {options.ring} with {status.live} samples ({format_size(status.bytes)})? [y/N] ", end="", flush=True
+    )
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _env(options: argparse.Namespace) -> int:
+    print(shell.environment(options.url))
+    if sys.stdout.isatty():
+        print('# this is shell code: run it with  eval "$(synthbroker env)"', file=sys.stderr)
+    return 0
+
+
+def _console() -> Console:
+    plain = not sys.stdout.isatty()
+    return Console(highlight=False, markup=False, width=_PLAIN_WIDTH if plain else None, no_color=plain or None)
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "serve": _serve,
+    "generate": _generate,
+    "status": _status,
+    "peek": _peek,
+    "end": _end,
+    "drop": _drop,
+    "env": _env,
+}

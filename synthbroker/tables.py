@@ -1,0 +1,158 @@
+"""A ring's status and samples as text and tables for a terminal; nothing is printed here."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from synthbroker import schema
+from synthbroker.batch import Batch
+from synthbroker.monitor import ConsumerStatus, GroupStatus, Ledger, ProducerStatus, RingStatus
+from synthbroker.schema import Array
+from synthbroker.units import format_duration, format_size
+
+MOST_ROWS = 40
+_STATES = {"alive": "green", "silent": "red", "left": "yellow", "closed": "dim"}
+
+
+def of_status(status: RingStatus) -> RenderableType:
+    """Show a ring, its groups with their members, its producers and its ledger."""
+    parts: list[RenderableType] = [_head(status)]
+    if status.groups:
+        parts += ["", _groups(status.groups)]
+        members = [(name, *member) for name, group in status.groups.items() for member in group.consumers.items()]
+        if members:
+            parts += ["", _consumers(members)]
+    else:
+        parts += ["", Text("no group reads this ring yet", "yellow")]
+    if status.producers:
+        parts += ["", _producers(status.producers)]
+    return Group(*parts, "", _ledger(status.ledger))
+
+
+def _head(status: RingStatus) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    for name, value in _head_lines(status):
+        table.add_row(Text(name, "dim"), value if isinstance(value, Text) else Text(value))
+    return Group(Text.assemble((f"ring {status.ring}", "bold"), f" on {status.where}"), table)
+
+
+def _head_lines(status: RingStatus) -> Iterator[tuple[str, str | Text]]:
+    yield "state", Text("ended", "yellow") if status.ended else Text("open", "green")
+    limit = f", at most {status.max_samples} samples" if status.max_samples else ""
+    yield "policy", f"{status.when_full}, capacity {format_size(status.capacity_bytes)}{limit}"
+    yield "holds", f"{status.live} samples, {format_size(status.bytes)}, {status.fill:.1%} full{_ages(status)}"
+    yield "flow", f"{status.samples_per_s:.3g} samples/s, {format_size(round(status.bytes_per_s))}/s"
+    yield "so far", f"{status.committed} committed, {status.evicted} evicted, {status.duplicates} sent twice"
+    bad = Text(f"{status.quarantined} quarantined, {status.foreign} foreign")
+    bad.stylize("red" if status.quarantined or status.foreign else "")
+    yield "bad", bad
+    yield "schema", status.schema or "none yet"
+    if status.info:
+        yield "info", json.dumps(status.info)
+    if status.expected_producers:
+        yield "ends", f"when {status.expected_producers} producers are done, {status.closed_producers} are"
+    if status.waiting:
+        yield "waiting", Text("producers wait for room", "yellow")
+
+
+def _ages(status: RingStatus) -> str:
+    if status.oldest_age_s is None or status.newest_age_s is None:
+        return ""
+    return f", {format_duration(status.newest_age_s)} to {format_duration(status.oldest_age_s)} old"
+
+
+def _groups(groups: dict[str, GroupStatus]) -> Table:
+    names = ("delivered", "acknowledged", "pending", "unread", "lost", "evicted_pending", "reused", "redelivered",
+             "doubled", "skipped")  # fmt: skip
+    table = _table("group", "reuse", *names)
+    for name, group in groups.items():
+        numbers = [Text(str(getattr(group, field)), _alarm(field, getattr(group, field))) for field in names]
+        table.add_row(Text(name, "bold"), group.reuse or "-", *numbers)
+    return table
+
+
+def _alarm(name: str, value: int) -> str:
+    return "red" if value and name in ("lost", "evicted_pending", "doubled") else ""
+
+
+def _consumers(members: Sequence[tuple[str, str, ConsumerStatus]]) -> RenderableType:
+    table = _table("group", "reader", "state", "seen", "pending", "host", "pid", "job")
+    for group, name, member in members[:MOST_ROWS]:
+        table.add_row(group, name, _state(member.state), _seen(member.seen_s), str(member.pending), *_where(member))
+    return _with_rest(table, len(members), "readers")
+
+
+def _producers(producers: dict[str, ProducerStatus]) -> RenderableType:
+    table = _table("producer", "state", "seen", "committed", "samples/s", "per s", "blocked", "host", "pid", "job")
+    ordered = sorted(producers.items(), key=lambda item: (list(_STATES).index(item[1].state), item[0]))
+    for name, one in ordered[:MOST_ROWS]:
+        rates = (f"{one.samples_per_s:.3g}", format_size(round(one.bytes_per_s)), f"{one.blocked_share:.0%}")
+        table.add_row(name, _state(one.state), _seen(one.seen_s), str(one.committed), *rates, *_where(one))
+    return _with_rest(table, len(producers), "producers")
+
+
+def _with_rest(table: Table, count: int, what: str) -> RenderableType:
+    if count <= MOST_ROWS:
+        return table
+    return Group(table, Text(f"and {count - MOST_ROWS} more {what}: --json has them all", "dim"))
+
+
+def _ledger(ledger: Ledger) -> RenderableType:
+    if ledger.balanced:
+        return Text(f"ledger: balanced, all {len(ledger.equations)} equations hold", "green")
+    wrong = [equation for equation in ledger.equations if equation.difference]
+    lines = [f"  {one.law}: {one.left} = {one.right} is off by {one.difference}" for one in wrong]
+    return Text("\n".join(["ledger: does not add up", *lines]), "red")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    words = ("group", "reader", "producer", "state", "host", "job")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="left" if column in words else "right", overflow="fold")
+    return table
+
+
+def _state(state: str) -> Text:
+    return Text(state, _STATES.get(state, ""))
+
+
+def _seen(seen_s: float | None) -> str:
+    return "-" if seen_s is None else f"{format_duration(seen_s)} ago"
+
+
+def _where(who: ProducerStatus | ConsumerStatus) -> Iterable[str]:
+    return (who.host or "-", str(who.pid or "-"), who.job_id or "-")
+
+
+def of_sample(sample: Batch) -> str:
+    """Describe one peeked sample in a few lines: where it is from, its fields with their ranges, its recipe."""
+    info = sample.info
+    lines = [f"{info.ids[0]}: {format_duration(info.ages_s[0])} old, from {info.producers[0]}, seq {info.seqs[0]}"]
+    specs = {name: str(schema.infer({name: array})) for name, array in sample.items()}
+    width = max(len(spec) for spec in specs.values())
+    lines += [f"  {specs[name]:<{width}}  {figures(array)}" for name, array in sample.items()]
+    for name, value in ("recipe", info.recipes[0]), ("metadata", info.metadata[0]):
+        if value:
+            lines.append(f"  {name} {json.dumps(value)}")
+    return "\n".join(lines)
+
+
+def figures(array: Array) -> str:
+    """Say least, greatest and mean of what is finite, and how much is not."""
+    if array.size == 0:
+        return "empty"
+    values: np.ndarray[Any, Any] = np.abs(array) if array.dtype.kind == "c" else array
+    # ml_dtypes and bool know no mean of their own, and float16 overflows.
+    numbers = values.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    odd = f", {numbers.size - finite.size} not finite" if finite.size < numbers.size else ""
+    if finite.size == 0:
+        return "nothing finite"
+    size = "magnitude " if array.dtype.kind == "c" else ""
+    return f"{size}min {finite.min():.4g}, max {finite.max():.4g}, mean {finite.mean():.4g}{odd}"

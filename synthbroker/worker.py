@@ -1,0 +1,285 @@
+"""One process of `generate`: runs the user's generator, puts what it yields, and ends as it is told.
+
+Whoever ends it - a signal, the parent's word (SIGTERM) or the parent's death - it finishes the sample in hand, sends
+what is on its way, and says goodbye, all within `grace_s`. A thread watches the time, because the user's code, or a put
+into a full ring, may take longer than that.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from threading import Event, Lock, Thread
+from types import FrameType
+from typing import Any
+
+from synthbroker.errors import SynthbrokerError
+from synthbroker.producer import Producer, ProducerStats
+from synthbroker.sample import Sample
+
+log = logging.getLogger("synthbroker")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_UNWIND_S = 2.0  # what the user's code may still take to let go, when its time is over
+Target = str | Callable[["WorkerInfo"], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a generator is called with.
+
+    Attributes:
+        index: Which worker this is, from 0.
+        count: How many there are in this `generate`.
+        seed: 63 bits, different for every worker, array task and restart.
+        array_task_id: The SLURM array task, None outside of one.
+        device: Where to compute, as `--device` said; of several GPUs this worker's own.
+    """
+
+    index: int
+    count: int
+    seed: int
+    array_task_id: int | None
+    device: str | None
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one worker is to do; `options` are for its `Producer`."""
+
+    target: Target
+    info: WorkerInfo
+    options: dict[str, Any] = field(repr=False)
+    grace_s: float
+    log_level: int
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line for the parent's log."""
+
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a worker ended.
+
+    Attributes:
+        state: "closed" (its generator has no more), "left" (was stopped), or "failed".
+        stats: What it committed.
+        unsent: Samples that were made, or half made, and not sent.
+        error: What went wrong, if it says all by itself: a mistake in the arguments, or one of our errors.
+        trace: Else the traceback of the user's code.
+    """
+
+    state: str
+    stats: ProducerStats | None = None
+    unsent: int = 0
+    error: Exception | None = None
+    trace: str = ""
+
+
+def work(order: Order, pipe: "connection.Connection[Any, Any]") -> None:
+    """Be a worker; the result goes through the pipe."""
+    worker = _Worker(order, pipe)
+    worker.prepare()
+    with suppress(_TooLate):
+        worker.report(worker.run())
+
+
+def name_of(target: Target) -> str:
+    """Name a generator as the command line does."""
+    if isinstance(target, str):
+        return target
+    return f"{target.__module__}:{getattr(target, '__qualname__', type(target).__name__)}"
+
+
+class _UserCodeError(Exception):
+    """Carries, as its cause, what the user's code raised."""
+
+
+class _TooLate(BaseException):
+    """Raised wherever the main thread is, when all has been said without it."""
+
+
+class _Worker:
+    def __init__(self, order: Order, pipe: "connection.Connection[Any, Any]") -> None:
+        self._order = order
+        self._pipe = pipe
+        self._pipe_lock = Lock()
+        self._producer: Producer | None = None
+        self._stop_at: float | None = None  # when all must be over; None: nobody asked us to stop
+        self._wake_read, self._wake_write = os.pipe()
+        self._goodbye = Lock()  # whoever has it ends this process: the main thread, or the watch
+        self._over = Event()
+        self._too_late = False
+
+    def prepare(self) -> None:
+        """Send logs to the parent, watch it, and take the signals that the parent blocked until now."""
+        log.setLevel(self._order.log_level)
+        log.addHandler(_ToParent(self.report))
+        log.propagate = False
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        Thread(target=self._watch, name="synthbroker-watch", daemon=True).start()
+
+    def report(self, message: LogLine | Result) -> None:
+        """Tell the parent; nobody listens where it is gone."""
+        with self._pipe_lock, suppress(OSError):
+            self._pipe.send(message)
+
+    def run(self) -> Result:
+        """Put all that the generator yields; what goes wrong is in the result."""
+        try:
+            self._producer = Producer(**self._order.options)
+            self._producer.__enter__()  # opens the ring now: better than after the first sample took a minute to make
+            self._put_all(self._producer)
+            return self._end(self._producer)
+        except _UserCodeError as error:
+            return self._failed(trace=_user_trace(error.__cause__))
+        except (SynthbrokerError, TypeError, ValueError) as error:
+            log.debug("stopped by", exc_info=True)
+            return self._failed(error=_plain(error))
+        finally:
+            self._over.set()
+
+    def _put_all(self, producer: Producer) -> None:
+        recipe = {"generator": name_of(self._order.target)}
+        seed, worker = self._order.info.seed, self._order.info.index
+        for n, item in enumerate(self._samples(recipe)):
+            sample = item if isinstance(item, Sample) else Sample(item)
+            made_by = recipe | {"seed": seed, "worker": worker, "n": n} | dict(sample.recipe or {})
+            producer.put(sample.fields, recipe=made_by, metadata=sample.metadata)
+            if self._stop_at is not None:
+                return
+        producer.flush()
+
+    def _samples(self, recipe: dict[str, Any]) -> Iterator[Any]:
+        """Run the user's code, and nothing else."""
+        try:
+            generator = load(self._order.target)
+            version = getattr(sys.modules.get(generator.__module__), "__version__", None)
+            if isinstance(version, str):
+                recipe["version"] = version
+            samples = generator(self._order.info)
+            if not isinstance(samples, Iterable) or isinstance(samples, Mapping | str):
+                raise TypeError(f"{name_of(self._order.target)} must yield samples, it returned {type(samples)}")
+            yield from samples
+        except _NoGeneratorError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise _UserCodeError from error
+
+    def _end(self, producer: Producer) -> Result:
+        with self._goodbye:
+            if self._stop_at is None:
+                producer.close()
+                return Result("closed", producer.stats)
+            unsent = producer.leave(flush_s=max(self._stop_at - time.monotonic(), 0.0))
+            return Result("left", producer.stats, unsent)
+
+    def _failed(self, *, error: Exception | None = None, trace: str = "") -> Result:
+        if self._producer is None:
+            return Result("failed", error=error)
+        with self._goodbye:
+            unsent = 0
+            with suppress(SynthbrokerError):  # it is this very error, or a second one that the first has caused
+                unsent = self._producer.leave()
+            return Result("failed", self._producer.stats, unsent, error, trace)
+
+    # A handler may be interrupted by another one: no locks here.
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as the signal module calls it
+        if self._too_late:
+            raise _TooLate
+        self._stop_by_grace()
+        os.write(self._wake_write, b"!")
+
+    def _stop_by_grace(self) -> None:
+        if self._stop_at is None:
+            self._stop_at = time.monotonic() + self._order.grace_s
+
+    def _watch(self) -> None:
+        parent = multiprocessing.parent_process()
+        connection.wait([self._wake_read, *([parent.sentinel] if parent else [])])
+        self._stop_by_grace()
+        if self._over.wait(self._order.grace_s) or not self._goodbye.acquire(blocking=False):
+            return
+        log.warning("gave the sample in hand up: not done %.3g s after it was told to stop", self._order.grace_s)
+        unsent, stats = 1, None
+        if self._producer is not None:
+            with suppress(SynthbrokerError):
+                unsent += self._producer.leave(flush_s=0.0)
+            stats = self._producer.stats
+        self.report(Result("left", stats, unsent))
+        self._too_late = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        Event().wait(_UNWIND_S)  # this thread ends with the process
+        os._exit(0)
+
+
+class _ToParent(logging.Handler):
+    """Sends log lines to the parent, whose logging is the one that the user has set up."""
+
+    def __init__(self, send: Callable[[LogLine], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._send(LogLine(record.levelno, self.format(record)))
+
+
+class _NoGeneratorError(ValueError):
+    """The target names no generator."""
+
+
+def load(target: Target) -> Callable[[WorkerInfo], Iterable[Any]]:
+    """Find the generator, with the current directory on `sys.path`.
+
+    Raises:
+        ValueError: It names none; says what is missing.
+        Exception: Whatever importing the user's module raises.
+    """
+    if not isinstance(target, str):
+        return target
+    module_name, _, path = target.partition(":")
+    if os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds text
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    try:
+        __import__(module_name)  # unlike importlib's, it leaves its own frames out of the user's traceback
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise _NoGeneratorError(f"there is no module {error.name!r} in {os.getcwd()} or on sys.path") from error  # noqa: PTH109
+    found: Any = sys.modules[module_name]
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    if not callable(found):
+        raise _NoGeneratorError(f"module {module_name!r} has no function {path!r}")
+    generator: Callable[[WorkerInfo], Iterable[Any]] = found
+    return generator
+
+
+def _plain(error: Exception) -> Exception:
+    """Make an error that can be pickled, whatever else it carries."""
+    kinds: tuple[type[Exception], ...] = (
+        (type(error),) if isinstance(error, SynthbrokerError) else (TypeError, ValueError)
+    )
+    return next(kind for kind in kinds if isinstance(error, kind))(str(error))
+
+
+def _user_trace(error: BaseException | None) -> str:
+    """Write the user's own traceback: without our frame, which comes first."""
+    if error is None or error.__traceback__ is None:
+        return repr(error)
+    return "".join(traceback.format_exception(error.with_traceback(error.__traceback__.tb_next)))

