@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synthbroker import generate, producer, ring, schema, units
+from synthbroker import generate, options, ring, schema, units
 
 T = TypeVar("T")
 
@@ -165,7 +165,7 @@ def _add_ring_options(command: argparse.ArgumentParser) -> None:
     ).add_argument
     new("--capacity", type=_size, metavar="SIZE", help="server memory (default: half of the server's, else 2GB)")
     new("--max-samples", type=_whole(0), metavar="N", help="most samples in the ring; 0: no such limit")
-    new("--when-full", choices=producer.POLICIES, help="block waits for the readers (default); drop-oldest does not")
+    new("--when-full", choices=options.POLICIES, help="block waits for the readers (default); drop-oldest does not")
     new("--group", dest="groups", type=_group_name, action="append", default=[], metavar="G",
         help="a group that gets everything from now on; may be repeated")  # fmt: skip
     new("--producers", type=_whole(0), metavar="N", help="the ring ends when N producers (workers) are done")

@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.text import Text
 
 import synthbroker
-from synthbroker import admin, arguments, monitor, pictures, server, settings, shell, tables
+from synthbroker import admin, arguments, monitor, pictures, report, server, settings, shell
 from synthbroker import ring as rings
 from synthbroker.connection import Connection
 from synthbroker.endpoint import Endpoint
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parser(synthbroker.__version__).parse_args(argv)
     _set_up_logging(options.command, options.verbose)
     try:
-        return _COMMANDS[options.command](options)
+        code = _COMMANDS[options.command](options)
+        sys.stdout.flush()  # a reader that went away shows here, not at exit
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `| head` has seen enough; Python would complain once more at exit
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.getLogger("synthbroker").exception("the error's own traceback")
         print(f"synthbroker: error: {error}", file=sys.stderr)
         return 1
+    return code
 
 
 def _set_up_logging(command: str, verbose: int) -> None:
@@ -134,7 +136,7 @@ def _status(options: argparse.Namespace) -> int:
         return 0
     console = _console()
     if not options.watch:
-        console.print(tables.of_status(status))
+        console.print(report.of_status(status))
         return 0
     if not console.is_terminal:
         raise ValueError("--watch needs a terminal; --json gives the same to a program")
@@ -148,7 +150,7 @@ def _watch(console: Console, options: argparse.Namespace) -> None:
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while not pause.wait(0):
                 try:
-                    live.update(tables.of_status(monitor.status(options.ring, url=options.url)), refresh=True)
+                    live.update(report.of_status(monitor.status(options.ring, url=options.url)), refresh=True)
                 except SynthbrokerError as error:
                     live.update(Text(f"{error}\n\ntrying again; Ctrl-C to stop", "red"), refresh=True)
                 pause.wait(max(options.every_s, 0.1))
@@ -163,7 +165,7 @@ def _peek(options: argparse.Namespace) -> int:
         return 0
     if options.png is not None:
         pictures.draw(samples, options.png)
-    print("\n".join(tables.of_sample(sample) for sample in samples))
+    print("\n".join(report.of_sample(sample) for sample in samples))
     if options.png is not None:
         print(f"drawn in {options.png}")
     return 0

@@ -6,8 +6,6 @@ nothing but what the generator itself imports.
 
 import hashlib
 import logging
-import os
-import pickle
 import re
 import secrets
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from synthbroker import admin, monitor, settings
 from synthbroker.crew import Crew
 from synthbroker.producer import Producer
 from synthbroker.settings import Job
-from synthbroker.worker import Order, Target, WorkerInfo
+from synthbroker.worker import Order, Target, WorkerInfo, name_of
 
 log = logging.getLogger("synthbroker")
 
@@ -112,14 +110,10 @@ def generate(
 
 
 def _check(target: Target, workers: int, grace_s: float) -> None:
-    if isinstance(target, str):
-        if not _TARGET.fullmatch(target):
+    if not _TARGET.fullmatch(name_of(target)):
+        if isinstance(target, str):
             raise ValueError(f"{target!r} names no generator: write module:function, for example my.module:brains")
-    else:
-        try:
-            pickle.dumps(target)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ValueError(f"{target!r} cannot be sent to a worker: give a function of a module") from error
+        raise ValueError(f"{target!r} cannot be sent to a worker: give a function of a module")
     if workers < 1:
         raise ValueError(f"at least one worker is needed, got {workers}")
     if not grace_s >= 0:
@@ -154,9 +148,9 @@ def _as_number(text: str) -> int:
 
 
 def _device(device: str | None, index: int) -> str | None:
-    """Deal out the GPUs that CUDA_VISIBLE_DEVICES lists; asking torch would cost the parent 1.4 s and 220 MB."""
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return f"cuda:{index % len(visible)}" if device == "cuda" and len(visible) > 1 else device
+    """Deal out the GPUs that the environment lists; asking torch would cost the parent 1.4 s and 220 MB."""
+    gpus = settings.visible_gpus() or 0
+    return f"cuda:{index % gpus}" if device == "cuda" and gpus > 1 else device
 
 
 def _end(ring: str, url: str | None) -> bool:

@@ -236,7 +236,7 @@ def _of_meta(meta: Meta) -> dict[str, Any]:
         "fill": max(meta.bytes / max(meta.capacity_bytes, 1), by_samples),
         "committed": meta.next - 1,
         "evicted": meta.first - 1,
-        "waiting": meta.raw.get("waiting") == "1",
+        "waiting": meta.raw.get("waiting", "0") != "0",
         "expected_producers": int(meta.raw.get("producers", 0)),
         "closed_producers": int(meta.raw.get("closed", 0)),
     }

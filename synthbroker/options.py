@@ -1,12 +1,21 @@
-"""How a group is read: checked once, where the user says it, and then carried to wherever the reading is done."""
+"""What users ask for, of a ring and of reading one: checked once, where they say it."""
 
+import itertools
+import json
 import math
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from synthbroker import ring as rings
-from synthbroker import schema
+from synthbroker import schema, settings, units
+from synthbroker.replies import Settings
+
+POLICIES = ("block", "drop-oldest")
+_PRODUCER = re.compile(r"[A-Za-z0-9_.\-]{1,100}", re.ASCII)
+_instances = itertools.count()
 
 ACKS = ("next", "delivered")
 
@@ -70,7 +79,7 @@ class ReadOptions:
         if self.epoch_size is not None:
             _check_whole("epoch_size", self.epoch_size, 1)
         for what in "wait_s", "reconnect_s", "claim_after_s":
-            _check_seconds(what, getattr(self, what))
+            check_seconds(what, getattr(self, what))
         if self.ack not in ACKS:
             raise ValueError(f"ack must be one of {ACKS}, got {self.ack!r}")
         for what in "fields", "producers":
@@ -96,6 +105,55 @@ class ReadOptions:
         return sizes[worker::workers]
 
 
+def ring_settings(
+    capacity: int | str | None,
+    max_samples: int | None,
+    when_full: str | None,
+    groups: Sequence[str],
+    producers: int | None,
+    schema_text: str | None,
+    info: Mapping[str, Any] | None,
+    finite: bool | None,
+) -> Settings:
+    """Check what a producer asks of its ring; see `Producer` for the arguments.
+
+    Raises:
+        TypeError, ValueError: An argument that cannot be.
+    """
+    if when_full is not None and when_full not in POLICIES:
+        raise ValueError(f"when_full must be one of {POLICIES}, got {when_full!r}")
+    for what, value in ("max_samples", max_samples), ("producers", producers):
+        if value is not None:
+            _check_whole(what, value, 0)
+    if isinstance(groups, str):
+        raise TypeError(f"groups must be a sequence of names, got the text {groups!r}")
+    return Settings(
+        when_full=when_full,
+        capacity_bytes=None if capacity is None else units.parse_size(capacity),
+        max_samples=max_samples,
+        schema=None if schema_text is None else str(schema.parse(schema_text)),
+        info=None if info is None else json.dumps(dict(info), sort_keys=True, allow_nan=False),
+        finite=finite,
+        producers=producers,
+        groups=tuple(rings.check_name("group", group) for group in groups),
+    )
+
+
+def producer_name(name: str | None) -> str:
+    """Check a producer's name, or make one that no other has.
+
+    Raises:
+        ValueError: Not 1 to 100 letters, digits, `_ . -`.
+    """
+    if name is None:
+        job = settings.job()
+        where = f"{job.job_id}r{job.restart_count}-" if job.job_id else ""
+        return re.sub(r"[^A-Za-z0-9_.\-]", "_", f"{where}{job.host}-{os.getpid()}-{next(_instances)}")[:100]
+    if not isinstance(name, str) or not _PRODUCER.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name a producer: 1 to 100 letters, digits, _ . and - are allowed")
+    return name
+
+
 def _check_whole(what: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} must be a whole number, got {value!r}")
@@ -103,7 +161,12 @@ def _check_whole(what: str, value: object, least: int) -> None:
         raise ValueError(f"{what} must be at least {least}, got {value}")
 
 
-def _check_seconds(what: str, value: object) -> None:
+def check_seconds(what: str, value: object) -> None:
+    """Check a duration in seconds.
+
+    Raises:
+        TypeError, ValueError: Not a number, or negative.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number of seconds, got {value!r}")
     if not value >= 0:

@@ -1,28 +1,25 @@
 """The generator's side: put samples into a ring."""
 
 import atexit
-import itertools
-import json
 import logging
-import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Event
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
 from synthbroker import codec as codecs
+from synthbroker import options, schema, settings, tensors, units, wire
 from synthbroker import ring as rings
-from synthbroker import schema, settings, tensors, units, wire
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
 from synthbroker.heart import Heart
-from synthbroker.replies import Meta, Settings
+from synthbroker.replies import Meta
 from synthbroker.ring import Ring
 from synthbroker.schema import Array, Schema
 from synthbroker.sender import Outgoing, Sender
@@ -32,12 +29,9 @@ log = logging.getLogger("synthbroker")
 
 DEFAULT_CAPACITY_BYTES = 2 * 10**9
 LARGEST_SHARE = 0.9  # of the server's memory for one ring; the rest is for parts on their way, replies and bookkeeping
-POLICIES = ("block", "drop-oldest")
 _ENCODERS = 2
 _ENCODE_ASIDE_BYTES = 64 * 1024  # smaller samples are encoded by the sending thread: a hand-over would cost more
 _LAST_FLUSH_S = 10.0
-_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,100}", re.ASCII)
-_instances = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -115,15 +109,19 @@ class Producer:
     ) -> None:
         self._connection = Connection(url)
         self._ring = Ring(self._connection, ring)
-        self._settings = _settings(capacity, max_samples, when_full, groups, producers, schema, info, finite)
+        self._settings = options.ring_settings(
+            capacity, max_samples, when_full, groups, producers, schema, info, finite
+        )
         self._reopen = reopen
-        self.name = _check_name(name)
+        self.name = options.producer_name(name)
         self._fields = fields
         self._codec = {field: codecs.check(c) for field, c in codec.items()} if isinstance(codec, Mapping) else codec
         if isinstance(self._codec, str):
             codecs.check(self._codec)
         self._in_flight_bytes = units.parse_size(in_flight)
-        self._wait_s, self._reconnect_s = _check_seconds(wait_s=wait_s), _check_seconds(reconnect_s=reconnect_s)
+        options.check_seconds("wait_s", wait_s)
+        options.check_seconds("reconnect_s", reconnect_s)
+        self._wait_s, self._reconnect_s = wait_s, reconnect_s
         self._sender: Sender | None = None
         self._schema: Schema | None = None
         self._finite = False
@@ -247,7 +245,7 @@ class Producer:
         return self._sender
 
     def _start(self) -> Sender:
-        self._open()
+        self._connection.keep_trying(self._open, self._reconnect_s, Event())
         self._encoders = ThreadPoolExecutor(_ENCODERS, "synthbroker-encoder")
         sender = Sender(
             self._ring,
@@ -380,52 +378,6 @@ class Producer:
             f"{about['samples_per_s']:.1f}/s, {units.format_size(about['bytes_per_s'])}/s, "
             f"blocked {about['blocked_share']:.0%}, quarantined {about['quarantined']}"
         )
-
-
-def _settings(
-    capacity: int | str | None,
-    max_samples: int | None,
-    when_full: str | None,
-    groups: Sequence[str],
-    producers: int | None,
-    schema_text: str | None,
-    info: Mapping[str, Any] | None,
-    finite: bool | None,
-) -> Settings:
-    if when_full is not None and when_full not in POLICIES:
-        raise ValueError(f"when_full must be one of {POLICIES}, got {when_full!r}")
-    for what, value in ("max_samples", max_samples), ("producers", producers):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ValueError(f"{what} must be a whole number from 0, got {value!r}")
-    if isinstance(groups, str):
-        raise TypeError(f"groups must be a sequence of names, got the text {groups!r}")
-    return Settings(
-        when_full=when_full,
-        capacity_bytes=None if capacity is None else units.parse_size(capacity),
-        max_samples=max_samples,
-        schema=None if schema_text is None else str(schema.parse(schema_text)),
-        info=None if info is None else json.dumps(dict(info), sort_keys=True, allow_nan=False),
-        finite=finite,
-        producers=producers,
-        groups=tuple(rings.check_name("group", group) for group in groups),
-    )
-
-
-def _check_name(name: str | None) -> str:
-    if name is None:
-        job = settings.job()
-        where = f"{job.job_id}r{job.restart_count}-" if job.job_id else ""
-        return re.sub(r"[^A-Za-z0-9_.\-]", "_", f"{where}{job.host}-{os.getpid()}-{next(_instances)}")[:100]
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} cannot name a producer: 1 to 100 letters, digits, _ . and - are allowed")
-    return name
-
-
-def _check_seconds(**value: float) -> float:
-    ((name, seconds),) = value.items()
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-        raise ValueError(f"{name} must be a number of seconds from 0, got {seconds!r}")
-    return float(seconds)
 
 
 def _split(samples: Mapping[str, Any]) -> list[dict[str, Array]]:

@@ -12,6 +12,7 @@ Keys, all with the ring's name as hash tag, so that a ring is one slot of a Redi
 | `sb:{ring}:producers`, `:consumers` | sorted sets | who, by last heartbeat; details in the hashes `…:about` |
 | `sb:{ring}:seqs`, `:leases` | hashes | for each producer: incarnation and last sequence number; its lease on room |
 | `sb:{ring}:room` | stream | a line when room was made or the ring ended; waiting producers block on it |
+| `sb:{ring}:closed` | set | names of the producers that are done, where the ring was declared with `producers=N` |
 | `sb:{ring}:quarantine` | stream | bad samples: reason, producer, recipe |
 """
 

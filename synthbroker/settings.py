@@ -1,4 +1,4 @@
-"""What the environment says: the only module that reads SYNTHBROKER_* and SLURM_*.
+"""What the environment says: the only module that reads it.
 
 Nothing is read at import; every function reads anew, so that a changed environment counts.
 """
@@ -82,6 +82,12 @@ def job() -> Job:
         array_task_id=_read_int("SLURM_ARRAY_TASK_ID"),
         restart_count=_read_int("SLURM_RESTART_COUNT") or 0,
     )
+
+
+def visible_gpus() -> int | None:
+    """Count the GPUs that CUDA_VISIBLE_DEVICES names; None where it does not say."""
+    text = _read("CUDA_VISIBLE_DEVICES")
+    return None if text is None else len([name for name in text.split(",") if name.strip()])
 
 
 def _read(name: str) -> str | None:

@@ -20,23 +20,48 @@ local sender = name .. ':' .. word
 local duplicates, taken = 0, 0
 local stopped = nil
 
--- Removes what somebody else wrote behind our newest sample, so that ours can follow it.
-local function heal()
-  local foreign = redis.call('xrange', samples_key, '(' .. id_of(ring.next - 1), '+', 'COUNT', STEP)
-  local ids = {}
-  for i, entry in ipairs(foreign) do ids[i] = entry[1] end
-  if #ids > 0 then
-    redis.call('xdel', samples_key, unpack(ids))
-    redis.call('hincrby', meta_key, 'foreign', #ids)
-    if #ids == STEP then return heal() end
+-- Carries a group over to the stream's copy: how far it read, its consumers, what they hold.
+local function copy_group(copy, group)
+  redis.call('xgroup', 'create', copy, group.name, id_of(math.min(group.delivered, ring.next - 1)), 'MKSTREAM')
+  for _, info in ipairs(redis.call('xinfo', 'consumers', samples_key, group.name)) do
+    redis.call('xgroup', 'createconsumer', copy, group.name, info[2])
   end
-  for _, group in ipairs(load_groups()) do
-    if #ids > 0 then redis.call('xack', samples_key, group.name, unpack(ids)) end
-    if group.delivered >= ring.next then
-      redis.call('xgroup', 'setid', samples_key, group.name, id_of(ring.next - 1))
+  local from = '-'
+  repeat
+    local pending = redis.call('xpending', samples_key, group.name, from, '+', STEP)
+    for _, held in ipairs(pending) do
+      redis.call('xclaim', copy, group.name, held[2], 0, held[1], 'RETRYCOUNT', held[4], 'FORCE', 'JUSTID')
+      from = '(' .. held[1]
     end
-  end
-  redis.call('xsetid', samples_key, id_of(ring.next - 1))
+  until #pending < STEP
+end
+
+-- Somebody else wrote behind our newest sample, and ids only rise: deleting does not lower the last one, and Redis 8
+-- refuses XSETID then. So the stream is written anew without what is foreign.
+local function heal()
+  local copy, from, foreign = prefix .. 'samples:copy', '-', 0
+  redis.call('unlink', copy)
+  repeat
+    local entries = redis.call('xrange', samples_key, from, '+', 'COUNT', STEP)
+    for _, entry in ipairs(entries) do
+      if is_own(ring, entry[1]) then
+        redis.call('xadd', copy, entry[1], unpack(entry[2]))
+      else
+        foreign = foreign + 1
+      end
+      from = '(' .. entry[1]
+    end
+  until #entries < STEP
+  for _, group in ipairs(load_groups()) do copy_group(copy, group) end
+  redis.call('unlink', samples_key)
+  if redis.call('exists', copy) == 1 then redis.call('rename', copy, samples_key) end
+  redis.call('hincrby', meta_key, 'foreign', foreign)
+end
+
+-- Answers what the server has against it, if anything.
+local function try_add(entry)
+  local reply = redis.pcall('xadd', samples_key, id_of(ring.next), unpack(entry))
+  return type(reply) == 'table' and reply.err and tostring(reply.err)
 end
 
 local function add(i)
@@ -46,12 +71,12 @@ local function add(i)
     entry[#entry + 1] = 'data'
     entry[#entry + 1] = ARGV[i + 8]
   end
-  local reply = redis.pcall('xadd', samples_key, id_of(ring.next), unpack(entry))
-  if type(reply) == 'table' and reply.err and string.find(reply.err, 'equal or smaller', 1, true) then
+  local err = try_add(entry)
+  if err and (string.find(err, 'equal or smaller', 1, true) or string.find(err, 'last possible ID', 1, true)) then
     heal()
-    reply = redis.pcall('xadd', samples_key, id_of(ring.next), unpack(entry))
+    err = try_add(entry)
   end
-  return type(reply) == 'table' and reply.err
+  return err
 end
 
 -- Takes the sample whose arguments begin at i; answers why not, where it cannot.

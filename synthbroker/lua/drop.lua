@@ -27,6 +27,6 @@ if #lines > 0 then
   return {'MORE'}
 end
 for _, group in ipairs(groups) do redis.call('unlink', group_key(group.name), uses_key(group.name)) end
-redis.call('unlink', samples_key, index_key, leases_key, seqs_key, room_key, producers_key, consumers_key, quarantine_key,
+redis.call('unlink', samples_key, index_key, leases_key, seqs_key, room_key, closed_key, producers_key, consumers_key, quarantine_key,
   producers_key .. ':about', consumers_key .. ':about', meta_key)
 return {'OK'}

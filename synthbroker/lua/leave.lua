@@ -20,9 +20,10 @@ save_ring(ring)
 redis.call('hset', producers_key .. ':about', member, ARGV[4])
 if load_waiting() then tell_room('leave') end
 if ARGV[6] == '1' and not ring.ended then
-  local closed = redis.call('hincrby', meta_key, 'closed', 1)
   local expected = tonumber(redis.call('hget', meta_key, 'producers'))
-  if expected > 0 and closed >= expected then
+  -- Said twice, or by a job that was put into the queue again: one producer all the same.
+  local closed = expected == 0 or redis.call('sadd', closed_key, member) == 1
+  if closed and redis.call('hincrby', meta_key, 'closed', 1) >= expected and expected > 0 then
     redis.call('hset', meta_key, 'ended', string.format('%.3f', now()))
     tell_room('end')
   end

@@ -13,6 +13,7 @@ local index_key = prefix .. 'index'
 local leases_key = prefix .. 'leases'
 local seqs_key = prefix .. 'seqs'
 local room_key = prefix .. 'room'
+local closed_key = prefix .. 'closed'
 local producers_key = prefix .. 'producers'
 local consumers_key = prefix .. 'consumers'
 local quarantine_key = prefix .. 'quarantine'
@@ -23,6 +24,8 @@ local KEYS_AT_ONCE = 1000   -- Lua's unpack is limited by its stack
 local function int(number) return string.format('%.0f', number) end
 local function id_of(number) return int(number) .. '-0' end
 local function number_of(id) return tonumber(string.match(id, '^%d+')) end
+-- Whether an entry is one of ours: a person may have added others.
+local function is_own(ring, id) return string.match(id, '^%d+%-0$') ~= nil and number_of(id) < ring.next end
 local function group_key(group) return prefix .. 'group:' .. group end
 local function uses_key(group) return prefix .. 'uses:' .. group end
 
@@ -52,7 +55,7 @@ local function save_ring(ring)
     'leased_bytes', int(ring.leased_bytes), 'leased_samples', int(ring.leased_samples))
 end
 
--- {name, pending, delivered, last_id} of every group; delivered is the highest number given to it.
+-- {name, pending, delivered} of every group; delivered is the highest number given to it.
 local function load_groups()
   local groups = {}
   if redis.call('exists', samples_key) == 0 then return groups end
@@ -61,10 +64,7 @@ local function load_groups()
     for i = 1, #info, 2 do
       if info[i] == 'name' then group.name = info[i + 1] end
       if info[i] == 'pending' then group.pending = tonumber(info[i + 1]) end
-      if info[i] == 'last-delivered-id' then
-        group.last_id = info[i + 1]
-        group.delivered = number_of(info[i + 1])
-      end
+      if info[i] == 'last-delivered-id' then group.delivered = number_of(info[i + 1]) end
     end
     groups[#groups + 1] = group
   end
@@ -122,7 +122,8 @@ local function evict(ring, lines, groups)
   end
   in_chunks('unlink', names)
   redis.call('ltrim', index_key, #lines, -1)
-  redis.call('xtrim', samples_key, 'MINID', id_of(last + 1))
+  local foreign = redis.call('xtrim', samples_key, 'MINID', id_of(last + 1)) - #lines
+  if foreign > 0 then redis.call('hincrby', meta_key, 'foreign', foreign) end
   for _, group in ipairs(groups) do evict_from_group(ring, group, last) end
   ring.first = last + 1
   save_ring(ring)
@@ -141,10 +142,13 @@ local function floor_of(ring, groups)
   return math.max(lowest or ring.first, ring.first), holder
 end
 
-local function fits(ring, bytes, count)
-  return ring.bytes + ring.leased_bytes + bytes <= ring.capacity
-    and (ring.max_samples == 0 or ring.next - ring.first + ring.leased_samples + count <= ring.max_samples)
+-- Whether `bytes` and `count` samples more fit where so many are live.
+local function fits_beside(ring, live_bytes, live, bytes, count)
+  return live_bytes + ring.leased_bytes + bytes <= ring.capacity
+    and (ring.max_samples == 0 or live + ring.leased_samples + count <= ring.max_samples)
 end
+
+local function fits(ring, bytes, count) return fits_beside(ring, ring.bytes, ring.next - ring.first, bytes, count) end
 
 -- Gives back what producers that no longer renew their lease had reserved.
 local function expire_leases(ring)
@@ -160,30 +164,28 @@ local function expire_leases(ring)
   end
 end
 
--- Evicts until `bytes` and `count` samples more fit. False, and the group in the way, where that may not be.
+-- Evicts until `bytes` and `count` samples more fit. False, and the group in the way, where that may not be. The caller
+-- saves the ring.
 -- `needed` is how much must leave even where the ring has room: the server itself is full.
 local function make_room(ring, bytes, count, needed)
   local target = ring.bytes - needed
   if fits(ring, bytes, count) and needed == 0 then return true end
   expire_leases(ring)
+  -- What others have reserved cannot be evicted: the ring is not emptied for what would not fit even then.
+  if not fits_beside(ring, 0, 0, bytes, count) then return false, '' end
   local groups = load_groups()
   local floor, holder = ring.next, ''
   if ring.block then floor, holder = floor_of(ring, groups) end
   while not fits(ring, bytes, count) or ring.bytes > target do
     local lines = redis.call('lrange', index_key, 0, math.min(STEP, floor - ring.first) - 1)
     if floor <= ring.first or #lines == 0 then
-      save_ring(ring)
       return fits(ring, bytes, count) and ring.bytes <= target, holder
     end
     local some, freed = {}, ring.bytes
     for i, line in ipairs(lines) do
       some[i] = line
       freed = freed - tonumber(string.match(line, '^%d+'))
-      local after = {
-        bytes = freed, leased_bytes = ring.leased_bytes, capacity = ring.capacity, max_samples = ring.max_samples,
-        leased_samples = ring.leased_samples, first = ring.first + i, next = ring.next,
-      }
-      if fits(after, bytes, count) and freed <= target then break end
+      if fits_beside(ring, freed, ring.next - ring.first - i, bytes, count) and freed <= target then break end
     end
     evict(ring, some, groups)
   end
@@ -198,9 +200,8 @@ local function use_lease(ring, name, bytes, count)
   local less_bytes, less_count = math.min(bytes, tonumber(had_bytes)), math.min(count, tonumber(had_count))
   ring.leased_bytes = ring.leased_bytes - less_bytes
   ring.leased_samples = ring.leased_samples - less_count
-  if less_bytes == tonumber(had_bytes) and less_count == tonumber(had_count) then
-    redis.call('hdel', leases_key, name)
-  else
+  redis.call('hdel', leases_key, name)
+  if less_bytes < tonumber(had_bytes) or less_count < tonumber(had_count) then
     redis.call('hset', leases_key, name,
       int(had_bytes - less_bytes) .. ' ' .. int(had_count - less_count) .. ' ' .. ends)
   end

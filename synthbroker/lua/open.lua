@@ -26,7 +26,7 @@ local function or_default(value, default) return value ~= '' and value or defaul
 if redis.call('exists', meta_key) == 0 then
   allow_bookkeeping()
   -- A server that lost only part of the ring's keys must not lend the rest to a new one.
-  redis.call('unlink', samples_key, index_key, leases_key, seqs_key, room_key, producers_key, consumers_key,
+  redis.call('unlink', samples_key, index_key, leases_key, seqs_key, room_key, closed_key, producers_key, consumers_key,
     prefix .. 'producers:about', prefix .. 'consumers:about')
   redis.call('hset', meta_key, 'version', '1', 'epoch', ARGV[1], 'made', string.format('%.3f', now()),
     'when_full', or_default(wanted.when_full, 'block'), 'capacity', or_default(wanted.capacity, ARGV[2]),
@@ -50,7 +50,10 @@ ARGV[1] = redis.call('hget', meta_key, 'epoch')
 local ring = load_ring()
 if ring.ended and ARGV[3] ~= '1' then return {'ENDED'} end
 allow_bookkeeping()
-if ring.ended then redis.call('hset', meta_key, 'ended', '0', 'closed', '0') end
+if ring.ended then
+  redis.call('hset', meta_key, 'ended', '0', 'closed', '0')
+  redis.call('unlink', closed_key)
+end
 if wanted.schema ~= '' and redis.call('hget', meta_key, 'schema') == '' then
   redis.call('hset', meta_key, 'schema', wanted.schema)
 end

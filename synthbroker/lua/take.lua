@@ -23,6 +23,7 @@ local settings = redis.call('hmget', group_key(name), 'reuse', 'front')
 local reuse, front = settings[1], tonumber(settings[2])
 local limit = reuse == 'inf' and math.huge or tonumber(reuse)
 local given = {}
+local wait_id = id_of(ring.next - 1)
 local tally = {}
 
 local function count(field, n) if n > 0 then tally[field] = (tally[field] or 0) + n end end
@@ -37,8 +38,6 @@ local function wanted_producer(fields)
   for i = 8, #ARGV do if ARGV[i] == from then return true end end
   return false
 end
-
-local function is_own(id) return string.match(id, '^%d+%-0$') ~= nil and number_of(id) < ring.next end
 
 -- The rest of this group's members: {name, pending}.
 local function others()
@@ -94,7 +93,7 @@ local function step_forward()
     if to > unread then
       redis.call('xgroup', 'setid', samples_key, name, id_of(to - 1))
       count('lost', to - unread)
-      group.delivered, group.last_id = to - 1, id_of(to - 1)
+      group.delivered = to - 1
     end
   end
   if moved > 0 then redis.call('hset', group_key(name), 'front', int(ring.first)) end
@@ -118,12 +117,12 @@ local function take_fresh()
       'streams', samples_key, '>')
     if not reply or #reply == 0 then return end
     for _, entry in ipairs(reply[1][2]) do
-      if is_own(entry[1]) then
+      if is_own(ring, entry[1]) then
         accept(entry)
-        group.delivered, group.last_id = number_of(entry[1]), entry[1]
+        group.delivered = number_of(entry[1])
       else
-        group.last_id = entry[1]
         redis.call('xack', samples_key, name, entry[1])
+        redis.call('xdel', samples_key, entry[1])
         redis.call('hincrby', meta_key, 'foreign', 1)
         redis.call('xadd', quarantine_key, 'MAXLEN', 1000, '*', 'id', entry[1], 'reason', 'foreign entry')
       end
@@ -141,7 +140,7 @@ local function draw()
   local newest = math.min(group.delivered, ring.next - 1)
   if limit == math.huge then
     if newest < ring.first then return nil end
-    return math.random(ring.first, newest), 2
+    return ring.first + math.random(0, newest - ring.first), 2  -- Lua's own range is of 32 bits
   end
   local least = redis.call('zrange', uses_key(name), 0, 0, 'WITHSCORES')
   if #least == 0 then return nil end
@@ -177,27 +176,32 @@ local function awaited()
   return false
 end
 
--- What lies behind the last entry that the group was given, were it a foreign one; else behind the newest sample.
-local function wait_id() return group.delivered >= ring.next - 1 and group.last_id or id_of(ring.next - 1) end
-
 local function held()
   if not ring.block or group.delivered < ring.next - 1 then return false end
   local bytes, count = load_waiting()
-  return bytes and not fits(ring, bytes, count) and floor_of(ring, load_groups()) == ring.first
+  if not bytes or fits(ring, bytes, count) then return false end
+  local own = load_group(name)
+  return own.pending > 0 and floor_of(ring, {own}) == ring.first
 end
 
 local function reply(word)
   for field, n in pairs(tally) do redis.call('hincrby', group_key(name), field, n) end
-  local answer = {word, string.format('%.3f', now()), wait_id(), held() and '1' or '0'}
+  local answer = {word, string.format('%.3f', now()), wait_id, held() and '1' or '0'}
   for _, sample in ipairs(given) do answer[#answer + 1] = sample end
   return answer
 end
 
-if ring.next - ring.first < tonumber(ARGV[5]) and not ring.ended then return reply('EMPTY') end
+if ring.next - ring.first < tonumber(ARGV[5]) and not ring.ended then
+  -- Nothing is read, so a foreign entry stays: waiting must begin behind it.
+  local newest = redis.call('xrevrange', samples_key, '+', '-', 'COUNT', 1)[1]
+  wait_id = newest and newest[1] or wait_id
+  return reply('EMPTY')
+end
 allow_bookkeeping()
 if tonumber(ARGV[6]) >= 0 then claim(tonumber(ARGV[6])) end
 if not ring.block then step_forward() end
 take_fresh()
+if ring.block and tally.skipped and load_waiting() then tell_room(name) end
 local drained = ring.ended and group.delivered >= ring.next - 1
 if limit > 1 and not (drained and limit == math.huge) then take_again() end
 if #given > 0 then return reply('OK') end

@@ -1,0 +1,178 @@
+"""What a person sees of a ring: tables, lines and pictures."""
+
+import dataclasses
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from rich.console import Console
+
+from synthbroker import pictures, report
+from synthbroker.batch import Batch, BatchInfo
+from synthbroker.errors import MissingExtraError
+from synthbroker.monitor import ConsumerStatus, Equation, GroupStatus, Ledger, ProducerStatus, RingStatus
+
+PRODUCER = ProducerStatus("alive", 1.5, 40, "node7", 4711, "99", 2.5, 1e6, 0.25)
+READER = ConsumerStatus("silent", 200.0, 3, "node8", 12, None)
+GROUP = GroupStatus(0, "inf", 40, 30, 3, 2, 5, 7, 900, 1, 0, 0, {"gpu/0:ab": READER})
+STATUS = RingStatus(
+    ring="brains", where="redis://node7:1/0", now_s=1e9, epoch="ab", when_full="drop-oldest", capacity_bytes=8 * 10**9,
+    max_samples=0, schema="image:f32[1,*]", info={"classes": 4}, finite=False, ended=False, first=6, next=48, live=42,
+    bytes=2 * 10**9, fill=0.25, committed=47, evicted=5, duplicates=1, foreign=0, quarantined=2, waiting=True,
+    leased_bytes=0, leased_samples=0, expected_producers=4, closed_producers=1, folded_producers=0, folded_samples=0,
+    samples_per_s=2.5, bytes_per_s=1e6, oldest_age_s=90.0, newest_age_s=0.4, groups={"train": GROUP},
+    producers={"p": PRODUCER}, ledger=Ledger((Equation("a = b", 1, 1, 0),), balanced=True),
+)  # fmt: skip
+
+
+def shown(renderable, **options):
+    console = Console(width=200, highlight=False, markup=False, **options)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def words(text):
+    return [line.split() for line in text.splitlines()]
+
+
+def test_a_status_shows_ring_groups_readers_producers_and_ledger():
+    text = shown(report.of_status(STATUS))
+    lines = [" ".join(line) for line in words(text)]
+    for line in (
+        "ring brains on redis://node7:1/0",
+        "policy drop-oldest, capacity 8 GB",
+        "holds 42 samples, 2 GB, 25.0% full, 400 ms to 1 min 30 s old",
+        "flow 2.5 samples/s, 1 MB/s",
+        "so far 47 committed, 5 evicted, 1 sent twice",
+        "bad 2 quarantined, 0 foreign",
+        'info {"classes": 4}',
+        "ends when 4 producers are done, 1 are",
+        "waiting producers wait for room",
+        "train inf 40 30 3 2 5 7 900 1 0 0",
+        "train gpu/0:ab silent 3 min 20 s ago 3 node8 12 -",
+        "p alive 1.5 s ago 40 2.5 1 MB 25% node7 4711 99",
+        "ledger: balanced, all 1 equations hold",
+    ):
+        assert line in lines
+
+
+def test_a_bare_ring_says_what_is_missing():
+    bare = dataclasses.replace(STATUS, groups={}, producers={}, schema="", info={}, oldest_age_s=None, ended=True)
+    text = shown(report.of_status(bare))
+    assert "no group reads this ring yet" in text
+    assert "none yet" in text
+    assert "ended" in text
+
+
+def test_a_ledger_that_is_off_says_where_and_by_how_much():
+    ledger = Ledger((Equation("a = b", 1, 1, 0), Equation("committed = live + evicted", 7, 5, 2)), balanced=False)
+    text = shown(report.of_status(dataclasses.replace(STATUS, ledger=ledger)))
+    assert "committed = live + evicted: 7 = 5 is off by 2" in text
+    assert "a = b" not in text
+
+
+def test_of_many_producers_the_living_come_first_and_the_rest_is_counted():
+    many = {f"old{i}": dataclasses.replace(PRODUCER, state="closed") for i in range(report.MOST_ROWS + 9)}
+    text = shown(report.of_status(dataclasses.replace(STATUS, producers=many | {"young": PRODUCER})))
+    assert "young" in text
+    assert "and 10 more producers" in text
+
+
+def test_names_are_never_taken_for_markup():
+    text = shown(report.of_status(dataclasses.replace(STATUS, groups={"train": GROUP}, schema="x:u8[4] [red]y:u8[4]")))
+    assert "[red]y:u8[4]" in text
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.array([1, 2, 6], np.uint8), "min 1, max 6, mean 3"),
+        (np.array([True, False]), "min 0, max 1, mean 0.5"),
+        (np.array(2.5), "min 2.5, max 2.5, mean 2.5"),
+        (np.array([1, np.nan, 3], np.float32), "min 1, max 3, mean 2, 1 not finite"),
+        (np.array([np.inf, np.nan]), "nothing finite"),
+        (np.array([3 + 4j]), "magnitude min 5, max 5, mean 5"),
+        (np.array([60000, 60000], np.float16), "min 6e+04, max 6e+04, mean 6e+04"),
+        (np.array([1, 3], ml_dtypes.bfloat16), "min 1, max 3, mean 2"),
+        (np.array([1, 2], ml_dtypes.float8_e4m3fn), "min 1, max 2, mean 1.5"),
+        (np.zeros((0, 3)), "empty"),
+    ],
+)
+def test_the_figures_of_an_array(array, text):
+    assert report.figures(array) == text
+
+
+def sample(number=7, **fields):
+    info = BatchInfo(
+        "brains", None, "ab", (number,), ("node7-1-0:ff",), (3,), (2.5,), (0,), ({"seed": 5},), ({"site": "A"},)
+    )
+    return Batch.of(fields, info)
+
+
+def test_a_sample_is_described_in_a_few_lines():
+    text = report.of_sample(sample(image=np.zeros((1, 4, 4), np.float32), label=np.ones((4, 4), np.uint8)))
+    assert text.splitlines() == [
+        "7: 2.5 s old, from node7-1-0:ff, seq 3",
+        "  image:f32[1,4,4]  min 0, max 0, mean 0",
+        "  label:u8[4,4]     min 1, max 1, mean 1",
+        '  recipe {"seed": 5}',
+        '  metadata {"site": "A"}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        ((), "f4", None),
+        ((9,), "f4", None),
+        ((0, 4), "f4", None),
+        ((5, 6), "f4", (5, 6)),
+        ((1, 5, 6), "f4", (5, 6)),
+        ((9, 5, 6), "u1", (5, 6)),
+        ((3, 5, 6), "f4", (5, 6, 3)),
+        ((4, 5, 6), "f4", (5, 6, 3)),
+        ((5, 6, 3), "u1", (5, 6, 3)),
+        ((2, 8, 5, 6), "f4", (5, 6)),
+        ((8, 8, 5, 6), "f2", (5, 6)),
+        ((1, 9, 5, 6), "c8", (5, 6)),
+        ((2, 2, 9, 5, 6), "?", (5, 6)),
+        ((7, 5, 6), ml_dtypes.bfloat16, (5, 6)),
+        ((7, 5, 6), ml_dtypes.float8_e5m2, (5, 6)),
+    ],
+)
+def test_the_middle_slice_of_anything(shape, dtype, expected):
+    picture = pictures.slice_of(np.ones(shape, dtype))
+    assert (picture if picture is None else picture.shape) == expected
+    if picture is not None:
+        assert picture.dtype.kind in "biuf"
+
+
+def test_the_slice_is_the_middle_one_of_the_first_channel():
+    volume = np.zeros((2, 9, 5, 6))
+    volume[0, 4] = 7
+    assert (pictures.slice_of(volume) == 7).all()
+
+
+def test_samples_are_drawn_into_a_file(tmp_path):
+    rng = np.random.default_rng(0)
+    samples = [
+        sample(8, image=rng.random((1, 9, 9, 9), np.float32), label=rng.integers(0, 4, (9, 9, 9), np.uint8)),
+        sample(7, image=rng.random((3, 9, 9)), age=np.array(40.0), nothing=np.full((4, 4), np.nan)),
+    ]
+    pictures.draw(samples, tmp_path / "look.png")
+    assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("samples", [[], [sample(age=np.array(40.0), curve=np.zeros(9))]])
+def test_what_cannot_be_drawn_is_said(tmp_path, samples):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        pictures.draw(samples, tmp_path / "look.png")
+
+
+def test_a_missing_matplotlib_names_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"synthbroker\[plot\]"):
+        pictures.draw([sample(image=np.zeros((4, 4)))], tmp_path / "look.png")

@@ -1,0 +1,355 @@
+"""The ring's scripts, on the side of the readers: take and acknowledge, groups, floors, the end."""
+
+import pytest
+
+from rings import BIG, Rig
+from synthbroker import wire
+from synthbroker.errors import RingMismatchError
+from synthbroker.replies import Incarnation
+
+
+def room_lines(rig: Rig) -> int:
+    return int(rig.keys.xlen(rig.key("room")))
+
+
+# -- groups
+
+
+def test_two_groups_get_everything_and_members_of_one_share(rig: Rig) -> None:
+    rig.open()
+    who = rig.producer()
+    a, b, alone = rig.reader(name="a/0"), rig.reader(name="b/0"), rig.reader("val", name="c/0")
+    rig.put(who, *range(1, 11))
+    shares = [rig.numbers(a, 3), rig.numbers(b, 3), rig.numbers(a, 3), rig.numbers(b, 3)]
+    assert shares == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10]]
+    assert rig.numbers(alone, group="val") == list(range(1, 11))
+
+
+def test_what_is_given_says_what_it_is(rig: Rig) -> None:
+    rig.open()
+    rig.put(rig.producer("gen", "w7"), 1, nbytes=5)
+    taken = rig.take(rig.reader())
+    (given,) = taken.samples
+    entry = wire.read_entry(given.fields)
+    assert (taken.word, given.number, given.uses) == ("OK", 1, 1)
+    assert (entry.producer, entry.seq, entry.data) == ("gen:w7", 1, b"\x01\0\0\0\0")
+    assert 0 <= taken.now_s - entry.made_s < 60
+
+
+@pytest.mark.parametrize("missing", [(), (0,), (1,)])
+def test_parts_are_fetched_into_memory_and_missing_ones_are_told(rig: Rig, missing: tuple[int, ...]) -> None:
+    rig.open()
+    rig.put(rig.producer(), 1, nbytes=BIG)
+    entry = wire.read_entry(rig.take(rig.reader()).samples[0].fields)
+    memory = bytearray(entry.head.payload_bytes)
+    pieces = wire.scatter([size for size, _ in entry.head.parts], [memoryview(memory)])
+    for i in missing:
+        rig.keys.rename(rig.key(f"part:{entry.uid}:{i}"), "elsewhere")
+    there = rig.ring.fetch([(f"{entry.uid}:{i}", part) for i, part in enumerate(pieces)])
+    assert there == [i not in missing for i in range(len(pieces))]
+    if not missing:
+        assert memory == b"\x01" + bytes(BIG - 1)
+    for i in missing:
+        rig.keys.rename("elsewhere", rig.key(f"part:{entry.uid}:{i}"))
+
+
+def test_a_late_group_begins_at_the_oldest_live_sample(rig: Rig) -> None:
+    rig.open("drop-oldest", max_samples=3)
+    rig.put(rig.producer(), *range(1, 8))
+    assert rig.numbers(rig.reader("late"), group="late") == [5, 6, 7]
+    group = rig.balance().groups["late"]
+    assert (group["since"], group["lost"], group["delivered"]) == (4, 0, 3)
+
+
+def test_a_declared_group_holds_the_ring_until_it_comes(rig: Rig) -> None:
+    rig.open(max_samples=3, groups=("train", "val"))
+    who, reader = rig.producer(), rig.reader()
+    assert rig.fill(who) == 3
+    rig.ring.acknowledge("train", rig.numbers(reader))
+    assert rig.put(who, 4).holder == "val"
+    late = rig.reader("val", "4")
+    rig.ring.acknowledge("val", rig.numbers(late, 3, "val"))
+    assert rig.put(who, 4).word == "OK"
+    assert rig.balance().groups["val"].reuse == "4", "the first who comes says how often"
+
+
+def test_a_group_that_differs_in_reuse_is_refused_with_both_values(rig: Rig) -> None:
+    rig.open()
+    rig.reader(reuse="4")
+    with pytest.raises(RingMismatchError, match=r"group 'train' of ring .* reuse=4, asked for was inf"):
+        rig.reader(reuse="inf", word="c2")
+    rig.reader(reuse="", word="c3")
+    assert rig.balance().groups["train"].reuse == "4"
+
+
+def test_who_is_not_registered_must_join_first(rig: Rig) -> None:
+    rig.open()
+    stranger = Incarnation("x/0", "w")
+    assert rig.ring.take(stranger, "none", 1, min_fill=1, claim_after_s=-1, producers=()) is None
+    reader = rig.reader()
+    assert rig.ring.take(stranger, "train", 1, min_fill=1, claim_after_s=-1, producers=()) is None
+    rig.ring.leave_group(reader, "train")
+    assert rig.ring.take(reader, "train", 1, min_fill=1, claim_after_s=-1, producers=()) is None
+    rig.reader()
+    assert rig.take(reader).word == "EMPTY"
+
+
+# -- the floor of a ring that blocks
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "room", "holder"),
+    [
+        ((0, ()), (0, ()), 0, "train"),
+        ((6, (1, 2, 3, 4, 5, 6)), (0, ()), 0, "val"),
+        ((6, (1, 2, 3, 4, 5, 6)), (6, (1, 2, 3, 4, 5, 6)), 6, ""),
+        ((6, (1, 2, 3, 4, 5, 6)), (4, (1, 2)), 2, "val"),
+        ((6, (2, 3, 4, 5, 6)), (6, (1, 2, 3, 4, 5, 6)), 0, "train"),
+        ((3, (1, 2, 3)), (6, (1, 2, 4, 5, 6)), 2, "val"),
+        ((3, (1, 2, 3)), (6, (1, 2, 3, 4, 5, 6)), 3, "train"),
+    ],
+)
+def test_nothing_is_evicted_that_any_group_has_not_acknowledged(
+    rig: Rig, train: tuple[int, tuple[int, ...]], val: tuple[int, tuple[int, ...]], room: int, holder: str
+) -> None:
+    rig.open(max_samples=6)
+    who = rig.producer()
+    rig.fill(who)
+    for group, (count, acknowledged) in {"train": train, "val": val}.items():
+        reader = rig.reader(group)
+        if count:
+            rig.numbers(reader, count, group)
+        rig.ring.acknowledge(group, acknowledged)
+    answer = rig.put(who, *range(7, 13))
+    assert answer.last == 6 + room
+    assert (answer.word, answer.holder) == ("FULL" if holder else "OK", holder)
+    assert rig.balance().live == range(1 + room, 7 + room)
+
+
+def test_without_a_group_nothing_is_evicted(rig: Rig) -> None:
+    rig.open(max_samples=3)
+    who = rig.producer()
+    assert rig.fill(who) == 3
+    reader = rig.reader()
+    rig.ring.acknowledge("train", rig.numbers(reader))
+    rig.ring.drop("train")
+    answer = rig.put(who, 4)
+    assert (answer.word, answer.holder) == ("FULL", "")
+    assert rig.balance().live == range(1, 4)
+
+
+def test_a_dropped_group_makes_room_and_wakes_who_waits(rig: Rig) -> None:
+    rig.open(max_samples=3)
+    who, reader, gone = rig.producer(), rig.reader(), rig.reader("gone", "5")
+    rig.fill(who)
+    rig.ring.acknowledge("train", rig.numbers(reader))
+    rig.numbers(gone, 2, "gone")
+    answer = rig.put(who, 4)
+    assert (answer.word, answer.holder) == ("FULL", "gone")
+    rig.ring.drop("gone")
+    assert rig.keys.xread({rig.key("room"): answer.room_id}, count=1), "who waits is woken"
+    assert rig.put(who, 4).word == "OK"
+    assert list(rig.balance().groups) == ["train"]
+    assert not {key for key in rig.all_keys() if b"gone" in key}
+    assert rig.keys.zrange(rig.key("consumers"), 0, -1) == [b"train f/0:c1"]
+
+
+# -- acknowledging
+
+
+def test_acknowledging_wakes_producers_only_where_one_waits(rig: Rig) -> None:
+    rig.open(max_samples=3)
+    who, reader = rig.producer(), rig.reader()
+    rig.put(who, 1, 2, 3)
+    rig.ring.acknowledge("train", rig.numbers(reader, 1))
+    assert room_lines(rig) == 0, "nobody waits"
+    assert rig.put(who, 4, 5).word == "FULL"
+    lines = room_lines(rig)
+    assert rig.numbers(reader, 2) == [2, 3]
+    rig.ring.acknowledge("train", [3])
+    assert room_lines(rig) == lines, "2 is still held: no room was made"
+    rig.ring.acknowledge("train", [2])
+    assert room_lines(rig) == lines + 1
+    assert rig.put(who, 5).word == "OK"
+
+
+def test_the_stream_that_says_so_stays_short(rig: Rig) -> None:
+    rig.open(max_samples=1)
+    who, reader = rig.producer(), rig.reader()
+    for seq in range(1, 200):
+        assert rig.put(who, seq).word == "OK"
+        assert rig.put(who, seq + 1).word == "FULL"
+        rig.ring.acknowledge("train", rig.numbers(reader))
+    assert room_lines(rig) <= 200
+
+
+def test_an_acknowledgement_counts_once(rig: Rig) -> None:
+    rig.open("drop-oldest", max_samples=5)
+    who, reader = rig.producer(), rig.reader()
+    rig.put(who, *range(1, 6))
+    rig.numbers(reader)
+    assert rig.script("ack", rig.ring.epoch, "train", 3, 4) == ["OK", 2, 0, 0]
+    assert rig.script("ack", rig.ring.epoch, "train", 4, 5) == ["OK", 1, 1, 0]
+    rig.put(who, 6, 7)
+    assert rig.script("ack", rig.ring.epoch, "train", 1, 2) == ["OK", 0, 0, 2]
+    assert rig.script("ack", rig.ring.epoch, "none", 1) == ["NOGROUP"]
+    group = rig.balance().groups["train"]
+    assert (group["acknowledged"], group["doubled"], group["evicted_pending"]) == (3, 1, 2)
+
+
+# -- choosing
+
+
+def test_nothing_is_given_before_the_ring_is_filled(rig: Rig) -> None:
+    rig.open()
+    who, reader = rig.producer(), rig.reader()
+    rig.put(who, 1, 2)
+    assert rig.take(reader, min_fill=3).word == "EMPTY"
+    rig.put(who, 3)
+    assert rig.numbers(reader, min_fill=3) == [1, 2, 3]
+    rig.ring.end()
+    assert rig.take(rig.reader("late"), group="late", min_fill=9).word == "OK", "an ended ring fills no more"
+
+
+def test_only_what_the_named_producers_made_is_given(rig: Rig) -> None:
+    rig.open()
+    a, b, c = (rig.producer(name) for name in ("a", "b", "a:b"))
+    for seq in range(1, 4):
+        for who in (a, b, c):
+            rig.put(who, seq)
+    reader = rig.reader(reuse="3")
+    assert rig.numbers(reader, 4, producers=["a", "a:b"]) == [1, 3, 4, 6]
+    assert set(rig.numbers(reader, 100, producers=["a", "a:b"])) <= {1, 3, 4, 6, 7, 9}
+    group = rig.balance().groups["train"]
+    assert (group["delivered"], group["skipped"], group["acknowledged"]) == (9, 3, 3)
+
+
+def test_who_passes_samples_over_makes_room_and_says_so(rig: Rig) -> None:
+    rig.open(max_samples=3)
+    who, reader = rig.producer("other"), rig.reader()
+    rig.fill(who)
+    answer = rig.put(who, 4)
+    assert rig.take(reader, producers=["wanted"]).word == "EMPTY"
+    assert rig.keys.xread({rig.key("room"): answer.room_id}, count=1), "who waits is woken"
+    assert rig.put(who, 4).word == "OK"
+
+
+# -- the end
+
+
+def test_the_end_comes_when_everything_was_given(rig: Rig) -> None:
+    rig.open()
+    who, reader = rig.producer(), rig.reader()
+    assert rig.take(reader).word == "EMPTY"
+    rig.put(who, 1, 2, 3)
+    rig.ring.end()
+    assert rig.numbers(reader, 2) == [1, 2]
+    assert rig.numbers(reader, 2) == [3]
+    assert rig.take(reader).word == "END", "what it holds itself, it need not wait for"
+    rig.open(reopen=True)
+    assert rig.take(reader).word == "EMPTY"
+    assert rig.put(rig.producer("p", "w2"), 1).last == 1
+    assert rig.numbers(reader) == [4]
+
+
+def test_the_end_waits_for_what_others_hold_and_may_leave_behind(rig: Rig) -> None:
+    rig.open()
+    reader, worker, other = rig.reader(), rig.reader(name="f/1"), rig.reader(name="g/0")
+    rig.put(rig.producer(), 1, 2, 3)
+    rig.ring.end()
+    assert [rig.numbers(one, 1) for one in (reader, worker, other)] == [[1], [2], [3]]
+    assert rig.take(reader).word == "EMPTY"
+    assert rig.take(worker).word == "EMPTY"
+    assert rig.take(other).word == "EMPTY", "the two of the other family hold samples"
+    rig.ring.acknowledge("train", [3])
+    assert (rig.take(reader).word, rig.take(worker).word) == ("END", "END"), "of one family none waits for the other"
+    rig.ring.leave_group(reader, "train")
+    assert rig.numbers(other, claim_after_s=30) == [1]
+    rig.ring.acknowledge("train", [1, 2])
+    assert rig.take(other).word == "END"
+
+
+@pytest.mark.parametrize("closings", [["a", "b"], ["b", "a"]])
+def test_a_ring_ends_when_as_many_producers_as_declared_have_closed(rig: Rig, closings: list[str]) -> None:
+    rig.open(producers=2)
+    everybody = {name: rig.producer(name) for name in ("a", "b", "c")}
+    rig.ring.leave_producer(everybody["c"], {}, closed=False)
+    rig.ring.leave_producer(everybody[closings[0]], {}, closed=True)
+    assert not rig.ring.read_meta().ended
+    rig.ring.leave_producer(everybody[closings[1]], {}, closed=True)
+    assert rig.ring.read_meta().ended
+    assert rig.take(rig.reader()).word == "END"
+    assert not rig.open(producers=2, reopen=True).ended
+    rig.ring.leave_producer(rig.producer("a", "w2"), {}, closed=True)
+    assert not rig.ring.read_meta().ended, "a reopened ring counts anew"
+
+
+def test_a_goodbye_said_twice_counts_once(rig: Rig) -> None:
+    """The answer to the first was lost, or the job was put into the queue again: one producer all the same."""
+    rig.open(producers=2)
+    first, again = rig.producer("a", "w1"), Incarnation("a", "w2")
+    for _ in range(2):
+        rig.ring.leave_producer(first, {}, closed=True)
+    rig.ring.join_producer(again, 0, {})
+    rig.ring.leave_producer(again, {}, closed=True)
+    assert not rig.ring.read_meta().ended
+    rig.ring.leave_producer(rig.producer("b"), {}, closed=True)
+    assert rig.ring.read_meta().ended
+
+
+def test_an_older_life_cannot_say_goodbye_for_a_newer_one(rig: Rig) -> None:
+    rig.open(producers=1)
+    older, newer = rig.producer("p", "w1"), rig.producer("p", "w2")
+    rig.ring.room(newer, 100, 1)
+    rig.ring.leave_producer(older, {}, closed=True)
+    assert not rig.ring.read_meta().ended
+    assert rig.balance().leases == {"p": (100, 1)}
+
+
+def test_ending_wakes_who_waits_for_room(rig: Rig) -> None:
+    rig.open(max_samples=1)
+    who = rig.producer()
+    rig.fill(who)
+    answer = rig.put(who, 2)
+    rig.ring.end()
+    assert rig.keys.xread({rig.key("room"): answer.room_id}, count=1)
+
+
+# -- a full ring that waits for its own reader
+
+
+def held(rig: Rig, who: Incarnation, group: str = "train") -> bool:
+    return rig.take(who, group=group).held
+
+
+def test_a_reader_whose_unacknowledged_samples_fill_the_ring_is_told(rig: Rig) -> None:
+    rig.open(max_samples=3)
+    who, reader = rig.producer(), rig.reader()
+    rig.put(who, 1, 2, 3)
+    assert not held(rig, reader), "nobody waits for room"
+    rig.put(who, 4)
+    assert held(rig, reader)
+    rig.ring.acknowledge("train", [1])
+    assert not held(rig, reader)
+    rig.put(who, 4)
+    assert rig.numbers(reader) == [4]
+
+
+def test_a_reader_is_not_told_so_for_what_another_group_holds(rig: Rig) -> None:
+    rig.open(max_samples=3)
+    who, quick, slow = rig.producer(), rig.reader(), rig.reader("slow")
+    rig.fill(who)
+    rig.ring.acknowledge("train", rig.numbers(quick))
+    assert not held(rig, quick)
+    rig.numbers(slow, group="slow")
+    rig.put(who, 4)
+    assert not held(rig, quick)
+    assert held(rig, slow, "slow")
+
+
+def test_a_reader_is_not_told_so_for_room_that_is_only_reserved(rig: Rig) -> None:
+    rig.open(capacity=1000)
+    reader = rig.reader()
+    rig.ring.room(rig.producer("a"), 900, 1)
+    assert rig.ring.room(rig.producer("b"), 900, 1).word == "FULL"
+    assert not held(rig, reader)
