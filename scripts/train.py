@@ -1,80 +1,76 @@
-"""Train a small MeshNet on the brains of a ring: a trainer, to be copied and changed.
-
-    python scripts/train.py --ring brains --seconds 210 --png brains.png
-"""
-
-from __future__ import annotations
+"""Train a small MeshNet on the brains of a ring for some minutes: a trainer, to be copied and changed."""
 
 import argparse
 import os
 import time
 
 import torch
-from brains import CLASSES, SEEDS_FOR_VALIDATION, VOXEL_MM, BrainMaker
-from meshnet import MeshNet, foreground_dice, segmentation_loss
-from picture import History, draw
+from brains import CLASSES, BrainMaker
+from meshnet import MeshNet, foreground_dice, soft_dice_loss
+from picture import History, draw, summary
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import synthbroker as sb
 
-VALIDATION_SEEDS = range(8)
+UNSEEN_SEEDS = range(8)  # the generator yields none of these
 EVALUATIONS = 10
-PEAK_LEARNING_RATE = 2e-2
+PEAK_RATE, WARM_UP = 2e-2, 0.1
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ring", default="brains")
-    parser.add_argument("--seconds", type=float, default=210.0, help="how long to train (default: %(default)s)")
-    parser.add_argument("--png", default="brains.png", help="where the picture goes (default: %(default)s)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=max(1, min(8, (os.cpu_count() or 2) - 1)))
-    return parser.parse_args()
+@torch.no_grad()
+def evaluate(model: MeshNet, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the predicted classes, and the mean foreground Dice of each sample."""
+    predicted = torch.cat([model(one[None]).argmax(dim=1) for one in image])
+    return predicted, foreground_dice(predicted, label, len(CLASSES))
 
 
-def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    make = BrainMaker()
-    unseen = [make(seed) for seed in VALIDATION_SEEDS]
-    image = torch.stack([sample["image"] for sample in unseen]).to(args.device)
-    label = torch.stack([sample["label"] for sample in unseen]).to(args.device)
-    torch.manual_seed(int(os.environ.get("TSEED", "0")))
-    model = MeshNet(len(CLASSES)).to(args.device)
-    optimiser = torch.optim.AdamW(model.parameters())
+def train(model: MeshNet, unseen: tuple[torch.Tensor, torch.Tensor], args: argparse.Namespace) -> History:
+    """Train for `args.seconds`, evaluating on unseen images and labels as time goes on."""
+    dataset = sb.RingDataset(ring=args.ring, group="train", batch_size=1, reuse=2, wait_s=60)
+    optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95))
     history = History()
-    batches = iter(sb.RingDataset(ring=args.ring, group="train", batch_size=int(os.environ.get("B", "2")), reuse=2).loader())
-
-    @torch.no_grad()
-    def evaluate() -> torch.Tensor:
-        predicted = torch.cat([model(one[None]).argmax(dim=1) for one in image])
-        history.dice.append((history.seconds, foreground_dice(predicted, label, len(CLASSES))))
-        progress.print(f"{history.seconds:4.0f} s  {len(history.loss):5d} steps  Dice {history.dice[-1][1]:.2f}")
-        return predicted
-
-    waited_s = 0.0
-    text = TextColumn("{task.description}")
-    with Progress(text, BarColumn(), TimeRemainingColumn()) as progress:
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("left")
+    with Progress(*columns) as progress:
         bar = progress.add_task("training", total=args.seconds)
-        evaluate()
-        began = time.monotonic()
-        while history.seconds < args.seconds:
-            asked = time.monotonic()
-            batch = next(batches).copy()
-            waited_s += time.monotonic() - asked
-            for group in optimiser.param_groups:
-                group["lr"] = PEAK_LEARNING_RATE * (1 - history.seconds / args.seconds)
-            loss = segmentation_loss(model(batch["image"].to(memory_format=torch.channels_last_3d)), batch["label"].long())
+        progress.print(history.evaluated(*evaluate(model, *unseen)))
+        began = asked = time.monotonic()
+        for batch in dataset.loader():
+            history.waited_s += time.monotonic() - asked
+            done = min(1.0, history.seconds / args.seconds)
+            optimiser.param_groups[0]["lr"] = PEAK_RATE * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
+            on_device = batch.to(args.device)
+            loss = soft_dice_loss(model(on_device["image"]), on_device["label"])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            history.seconds = time.monotonic() - began
-            history.loss.append((history.seconds, loss.item()))
-            progress.update(bar, completed=history.seconds)
-            if history.seconds > args.seconds * len(history.dice) / EVALUATIONS:
-                predicted=evaluate()
-    torch.save((image,label,predicted,history), '/tmp/dw/res.pt')
-    s=sb.status(args.ring); print(s.__dict__, s.groups['train'].__dict__, 'waited', waited_s/history.seconds)
+            now = history.trained(time.monotonic() - began, loss.item(), batch.info.uses)
+            progress.update(bar, completed=history.seconds, description=now)
+            if history.seconds >= args.seconds * len(history.dice) / EVALUATIONS:
+                progress.print(history.evaluated(*evaluate(model, *unseen)))
+            if len(history.dice) > EVALUATIONS:
+                break
+            asked = time.monotonic()
+    dataset.close()
+    return history
+
+
+def main() -> None:
+    """Train, then say and draw how it went."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ring", default="brains")
+    parser.add_argument("--seconds", type=float, default=220.0, help="how long to train (default: %(default)g)")
+    parser.add_argument("--png", default="brains.png", help="where to draw the result (default: %(default)s)")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("TT","1")))
+    make = BrainMaker(args.device)
+    samples = [make(seed) for seed in UNSEEN_SEEDS]
+    image, label = (torch.stack([sample[name] for sample in samples]) for name in ("image", "label"))
+    torch.manual_seed(0)
+    history = train(MeshNet(len(CLASSES)).to(args.device), (image, label), args)
+    status = sb.status(args.ring)
+    print(summary(history, generated=status.committed, dropped=status.groups["train"].lost))
+    print("drawn in", draw(args.png, history, image.cpu(), label.cpu()))
 
 
 if __name__ == "__main__":

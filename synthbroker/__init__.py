@@ -29,8 +29,11 @@ from synthbroker.errors import (
     SynthbrokerError,
     UnacknowledgedError,
 )
+from synthbroker.monitor import RingStatus, status
 from synthbroker.peek import peek
 from synthbroker.producer import Producer, ProducerStats
+from synthbroker.sample import Sample
+from synthbroker.worker import WorkerInfo
 
 if TYPE_CHECKING:
     from synthbroker.dataset import RingDataset, RingLoader
@@ -54,7 +57,9 @@ __all__ = [
     "RingLoader",
     "RingMismatchError",
     "RingMissingError",
+    "RingStatus",
     "RingTooLargeError",
+    "Sample",
     "SchemaError",
     "ServerError",
     "ServerFullError",
@@ -66,7 +71,9 @@ __all__ = [
     "SynthbrokerError",
     "TupleBatch",
     "UnacknowledgedError",
+    "WorkerInfo",
     "peek",
+    "status",
 ]
 
 

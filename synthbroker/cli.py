@@ -148,7 +148,7 @@ def _watch(console: Console, options: argparse.Namespace) -> None:
     pause = threading.Event()
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
-            while not pause.wait(0):
+            while True:
                 try:
                     live.update(report.of_status(monitor.status(options.ring, url=options.url)), refresh=True)
                 except SynthbrokerError as error:

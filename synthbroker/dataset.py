@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from synthbroker import tensors
@@ -14,7 +15,20 @@ from synthbroker.options import ReadOptions
 from synthbroker.ring import Ring
 from synthbroker.source import Seat
 
-TORCH = Finish(tensor=tensors.to_torch, collate=default_collate)
+
+def collate(samples: list[Any]) -> Any:
+    """Make a batch of samples as torch does it, save that tensors of different shapes become a list."""
+    first = samples[0]
+    if type(first) is dict:
+        return {name: collate([sample[name] for sample in samples]) for name in first}
+    if type(first) is tuple:
+        return tuple(collate(list(items)) for items in zip(*samples, strict=True))
+    if isinstance(first, torch.Tensor) and any(sample.shape != first.shape for sample in samples):
+        return samples
+    return default_collate(samples)
+
+
+TORCH = Finish(tensor=tensors.to_torch, collate=collate)
 
 # A worker is asked for a batch ahead of the training loop, `prefetch_factor` of them (DataLoader's default is 2); when
 # it is asked for the next but that many, the one before was trained on (torch.utils.data.dataloader, _try_put_index).

@@ -1,15 +1,16 @@
 """The generator's side: put samples into a ring."""
 
 import atexit
+import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from synthbroker import ring as rings
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
 from synthbroker.heart import Heart
-from synthbroker.replies import Meta
+from synthbroker.replies import Meta, Settings
 from synthbroker.ring import Ring
 from synthbroker.schema import Array, Schema
 from synthbroker.sender import Outgoing, Sender
@@ -27,10 +28,13 @@ from synthbroker.wire import Encoded
 
 log = logging.getLogger("synthbroker")
 
+T = TypeVar("T")
+
 DEFAULT_CAPACITY_BYTES = 2 * 10**9
 LARGEST_SHARE = 0.9  # of the server's memory for one ring; the rest is for parts on their way, replies and bookkeeping
 _ENCODERS = 2
 _ENCODE_ASIDE_BYTES = 64 * 1024  # smaller samples are encoded by the sending thread: a hand-over would cost more
+_SAMPLE_OVERHEAD_BYTES = 2048  # of this process's memory beside the tensors: many tiny samples would have no bound
 _LAST_FLUSH_S = 10.0
 
 
@@ -123,6 +127,7 @@ class Producer:
         options.check_seconds("reconnect_s", reconnect_s)
         self._wait_s, self._reconnect_s = wait_s, reconnect_s
         self._sender: Sender | None = None
+        self._known: Settings | None = None  # how the ring was made, to make it again where the server lost it
         self._schema: Schema | None = None
         self._finite = False
         self._closed = False
@@ -152,15 +157,20 @@ class Producer:
             RingFullError, RingEndedError, ServerGoneError, ...: Raised by an earlier sample in the background.
         """
         arrays = tensors.as_sample(sample, self._fields)
-        wire.pack_texts(metadata or {}, recipe or {})
+        texts = wire.pack_texts(metadata or {}, recipe or {})
         sender = self._running()
         self._pinned(arrays).check(arrays)
-        nbytes = sum(array.nbytes for array in arrays.values())
+        nbytes = sum(array.nbytes for array in arrays.values()) + _SAMPLE_OVERHEAD_BYTES
         sender.reserve(nbytes)
-        # np.asarray copies only what is not contiguous; both keep 0-d arrays as they are.
-        own = {name: np.array(a, order="C", copy=True if copy else None) for name, a in arrays.items()}
-        encode = partial(self._encode, own, dict(metadata or {}), dict(recipe or {}))
-        future = self._encoders.submit(encode) if nbytes >= _ENCODE_ASIDE_BYTES else None
+        try:
+            # np.asarray copies only what is not contiguous; both keep 0-d arrays as they are.
+            own = {name: np.array(a, order="C", copy=True if copy else None) for name, a in arrays.items()}
+            # The recipe is read back from its text: what is nested in the caller's may change before it is sent.
+            encode = partial(self._encode, own, texts["m"], json.loads(texts["r"]))
+            future = self._encoders.submit(encode) if nbytes >= _ENCODE_ASIDE_BYTES else None
+        except BaseException:
+            sender.give_back(nbytes)
+            raise
         sender.add(Outgoing(encode, nbytes, future))
 
     def put_batch(
@@ -245,7 +255,7 @@ class Producer:
         return self._sender
 
     def _start(self) -> Sender:
-        self._connection.keep_trying(self._open, self._reconnect_s, Event())
+        self._keep_trying(self._open)
         self._encoders = ThreadPoolExecutor(_ENCODERS, "synthbroker-encoder")
         sender = Sender(
             self._ring,
@@ -259,7 +269,11 @@ class Producer:
         self._last_report = (time.monotonic(), 0, 0, 0.0)
         self._state = "alive"
         self._sender = sender
-        sender.start()
+        try:
+            sender.start()
+        except BaseException:
+            self._sender = None
+            raise
         self._heart = Heart(lambda: self._beat(sender), self._report, rings.BEAT_S)
         self._heart.start()
         atexit.register(self._at_exit)
@@ -277,25 +291,32 @@ class Producer:
             )
         half = memory.maxmemory // 2 if memory and memory.maxmemory else DEFAULT_CAPACITY_BYTES
         default = min(half, int(LARGEST_SHARE * limit)) if limit else half
-        self._meta = self._ring.open(self._settings, default_capacity_bytes=default, reopen=self._reopen)
-        self._take_over(self._meta)
+        open_ring = partial(self._ring.open, default_capacity_bytes=default, reopen=self._reopen)
+        try:
+            self._take_over(open_ring(self._known or self._settings))
+        except RingMismatchError:
+            if self._known is None:
+                raise
+            self._take_over(open_ring(self._settings))  # somebody has made the ring anew, otherwise than it was
 
     def _take_over(self, meta: Meta) -> None:
         self._meta = meta
+        self._known = replace(meta.settings, groups=self._settings.groups)
         self._schema = schema.parse(meta.schema) if meta.schema else None
         self._finite = meta.finite
+
+    def _keep_trying(self, attempt: Callable[[], T]) -> T:
+        return self._connection.keep_trying(attempt, self._reconnect_s, Event())
 
     def _pinned(self, arrays: Mapping[str, Array]) -> Schema:
         """Give the ring's schema; the first sample of a new ring makes it."""
         if self._schema is None:
-            wanted = replace(self._settings, schema=str(schema.infer(arrays)))
-            try:
-                meta = self._ring.open(wanted, default_capacity_bytes=DEFAULT_CAPACITY_BYTES, reopen=self._reopen)
-            except RingMismatchError:
-                meta = self._ring.read_meta()  # another producer was first; its schema decides
-            self._settings = replace(self._settings, schema=meta.schema)
-            self._take_over(meta)
+            inferred = str(schema.infer(arrays))
+            self._known = replace(self._known or self._settings, schema=inferred)
+            self._keep_trying(self._open)  # another producer may have been first; then its schema decides
         assert self._schema is not None
+        if self._settings.schema is None:  # from now on samples are on their way that were checked against it
+            self._settings = replace(self._settings, schema=self._meta.schema)
         return self._schema
 
     def _encode(
@@ -304,7 +325,7 @@ class Producer:
         if self._finite:
             reason = _not_finite(arrays)
             if reason:
-                self._ring.quarantine(reason=reason, producer=self.name, recipe=recipe)
+                self._keep_trying(lambda: self._ring.quarantine(reason=reason, producer=self.name, recipe=recipe))
                 return None
         choice = self._codec
         codec = {name: choice if isinstance(choice, str) else choice.get(name, codecs.RAW) for name in arrays}
@@ -317,7 +338,7 @@ class Producer:
             return 0
         try:
             sender.flush(flush_s)
-        except SynthbrokerError:
+        except BaseException:
             done = False
             raise
         finally:

@@ -72,6 +72,19 @@ class Meta:
         """How many samples are in the ring."""
         return self.next - self.first
 
+    @property
+    def settings(self) -> Settings:
+        """What it would have to be asked for to be made again; groups are not among it."""
+        return Settings(
+            when_full=self.when_full,
+            capacity_bytes=self.capacity_bytes,
+            max_samples=self.max_samples,
+            schema=self.schema or None,
+            info=self.raw["info"],
+            finite=self.finite,
+            producers=int(self.raw["producers"]),
+        )
+
 
 @dataclass(frozen=True)
 class Memory:

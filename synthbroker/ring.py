@@ -16,6 +16,7 @@ Keys, all with the ring's name as hash tag, so that a ring is one slot of a Redi
 | `sb:{ring}:quarantine` | stream | bad samples: reason, producer, recipe |
 """
 
+import itertools
 import json
 import random
 import re
@@ -171,17 +172,21 @@ class Ring:
         Raises:
             ServerFullError: The server has no memory for them; nothing of the first that did not fit is visible.
         """
-        arguments: list[Any] = []
-        with self.connection.line() as line:
-            for seq, sample in samples:
-                uid = "-" if sample.inline else secrets.token_hex(8)
-                if not sample.inline:
+        uids = ["-" if sample.inline else secrets.token_hex(8) for _, sample in samples]
+        arguments = [_commit_arguments(seq, sample, uid) for (seq, sample), uid in zip(samples, uids, strict=True)]
+        try:
+            with self.connection.line() as line:
+                for (_, sample), uid in zip(samples, uids, strict=True):
                     self._send_parts(line, uid, sample)
-                arguments += _commit_arguments(seq, sample, uid)
-            reply = line.script("commit", self._key("meta"), self.epoch, who.name, who.word, *arguments)
+                flat = itertools.chain.from_iterable(arguments)
+                reply = line.script("commit", self._key("meta"), self.epoch, who.name, who.word, *flat)
+        except ServerFullError:
+            self._forget_parts(samples, uids, 0)
+            raise
         self._checked_producing(reply, who)
         word = reply[0].decode()
         if word == "OOM":
+            self._forget_parts(samples, uids, int(reply[1]))
             raise ServerFullError(f"{self.connection.where} is out of memory")
         if word == "ERROR":
             raise ServerRefusedError(f"{self.connection.where} answers: {reply[3].decode()}")
@@ -192,14 +197,20 @@ class Ring:
         self.connection.call("XREAD", "COUNT", 1, "BLOCK", LONGEST_BLOCK_MS, "STREAMS", self._key("room"), room_id)
 
     def quarantine(self, *, reason: str, producer: str, recipe: Mapping[str, Any], number: int | None = None) -> None:
-        """Keep a note of a bad sample."""
-        fields = ["reason", reason, "producer", producer, "recipe", json.dumps(recipe)]
-        if number is not None:
-            fields = ["id", str(number), *fields]
-        self.connection.call("HINCRBY", self._key("meta"), "quarantined", 1)
-        self.connection.call("XADD", self._key("quarantine"), "MAXLEN", MOST_QUARANTINED, "*", *fields)
+        """Keep a note of a bad sample; of a ring that is gone, none is kept."""
+        at = "" if number is None else number
+        notes = (at, reason, producer, json.dumps(recipe), MOST_QUARANTINED)
+        self.connection.script("quarantine", self._key("meta"), self.epoch, *notes)
+
+    def _forget_parts(self, samples: Sequence[tuple[int, Encoded]], uids: Sequence[str], last: int) -> None:
+        """Remove the parts behind sequence number `last`: until they expire they would take the memory that lacks."""
+        for (seq, sample), uid in zip(samples, uids, strict=True):
+            if seq > last and not sample.inline:
+                self.connection.call("UNLINK", *(self._key(f"part:{uid}:{i}") for i in range(len(sample.part_sizes))))
 
     def _send_parts(self, line: Line, uid: str, sample: Encoded) -> None:
+        if sample.inline:
+            return
         expiry_s = _PART_EXPIRY_S + sample.payload_bytes // _SLOWEST_LINK_BYTES_PER_S
         commands = [
             ("SET", self._key(f"part:{uid}:{i}"), pieces, "EX", expiry_s) for i, pieces in enumerate(sample.parts())

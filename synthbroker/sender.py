@@ -94,6 +94,8 @@ class Sender:
         self._changed = Condition()
         self._stop = Event()
         self._committed = 0
+        self._at_once = MOST_AT_ONCE
+        self._lost = False  # whether the server does not know the ring, or us, any more
         self._thread = Thread(target=self._run, name="synthbroker-sender", daemon=True)
 
     def start(self) -> None:
@@ -107,13 +109,30 @@ class Sender:
         return self._thread.is_alive() and self.error is None
 
     def reserve(self, nbytes: int) -> None:
-        """Wait until so many bytes more may be on their way, then count them in."""
+        """Wait until so many bytes more may be on their way, then count them in.
+
+        Raises:
+            ValueError: Stopped by another thread meanwhile, as when a signal came. Errors of the background besides.
+        """
         with self._changed:
             self._changed.wait_for(
-                lambda: self.error or not self._in_flight or self._in_flight + nbytes <= self._in_flight_limit
+                lambda: (
+                    self.error
+                    or self._stop.is_set()
+                    or not self._in_flight
+                    or self._in_flight + nbytes <= self._in_flight_limit
+                )
             )
             self.check()
+            if self._stop.is_set():
+                raise ValueError(f"producer {self.who.name!r} of ring {self.ring.name!r} was closed meanwhile")
             self._in_flight += nbytes
+
+    def give_back(self, nbytes: int) -> None:
+        """Count bytes out again that were reserved for a sample that does not come."""
+        with self._changed:
+            self._in_flight -= nbytes
+            self._changed.notify_all()
 
     def add(self, outgoing: Outgoing) -> None:
         """Take one sample, whose bytes were reserved."""
@@ -124,9 +143,11 @@ class Sender:
     def flush(self, wait_s: float | None = None) -> bool:
         """Wait until everything is committed; False if that took longer than `wait_s`."""
         with self._changed:
-            done = self._changed.wait_for(lambda: self.error or not self._in_flight, wait_s)
+            self._changed.wait_for(
+                lambda: self.error or self._stop.is_set() or not (self._queue or self._in_flight), wait_s
+            )
             self.check()
-            return bool(done)
+            return not (self._queue or self._in_flight)
 
     def check(self) -> None:
         """Raise what went wrong in the background, with its cause."""
@@ -193,27 +214,32 @@ class Sender:
                 rejoins += 1
                 if rejoins > _MOST_REJOINS:
                     raise
-                self._rejoin()
+                self._lost = True
                 continue
             if self._book(batch, answer):
                 waiting = _Waiting(self.ring.name, self._wait_s)
-            if answer.word == "FULL":
+            if answer.word in ("FULL", "TOOBIG"):
+                self._refuse_too_big(answer, batch[0])
                 self._wait(waiting, answer)
 
     def _attempt(self, batch: list[Encoded]) -> Answer:
         """Ask for room, send, commit. Safe to repeat: a lease replaces a lease, sequence numbers stay what they are."""
+        if self._lost:
+            self._rejoin()
         try:
-            for count in (len(batch), 1):
+            for count in (min(len(batch), self._at_once), 1):
                 some = batch[:count]
                 answer = self._room_for(some)
                 if answer.word == "OK":
                     break
-            self._refuse_too_big(answer, batch[0])
-            if answer.word == "FULL":
+            if answer.word != "OK":
                 return replace(answer, last=self._committed)
-            return self.ring.commit(self.who, [(self._committed + 1 + i, sample) for i, sample in enumerate(some)])
+            answer = self.ring.commit(self.who, [(self._committed + 1 + i, sample) for i, sample in enumerate(some)])
         except ServerFullError as error:
+            self._at_once = 1
             return self._make_server_room(batch[0], error)
+        self._at_once = min(2 * self._at_once, MOST_AT_ONCE)
+        return answer
 
     def _room_for(self, some: list[Encoded]) -> Answer:
         """Ask for a lease, which samples that ride in their entries need not."""
@@ -222,7 +248,7 @@ class Sender:
         return self.ring.room(self.who, sum(sample.cost_bytes for sample in some), len(some))
 
     def _refuse_too_big(self, answer: Answer, sample: Encoded) -> None:
-        if answer.word == "TOOBIG":
+        if sample.cost_bytes > answer.capacity_bytes:
             raise RingFullError(
                 f"a sample that takes {units.format_size(sample.cost_bytes)} of server memory can never fit ring "
                 f"{self.ring.name!r}, whose capacity is {units.format_size(answer.capacity_bytes)}"
@@ -254,9 +280,10 @@ class Sender:
         """The server lost the ring, or forgot us: make the ring again and go on counting where we are."""
         log.warning("ring %s: the server does not know the ring or producer %s any more; joining anew (%d samples were "
                     "committed before)", self.ring.name, self.who.name, self._committed)  # fmt: skip
-        self.sent.rejoined += 1
         self._reopen()
         self.ring.join_producer(self.who, self._committed, self._about())
+        self.sent.rejoined += 1
+        self._lost = False
 
 
 class _Waiting:

@@ -87,7 +87,7 @@ class Rig:
     def __init__(self, server: RunningServer, name: str) -> None:
         self.way = Connection(server.url)
         self.ring = Ring(self.way, name)
-        self.keys = server.client()
+        self.keys: Any = server.client()
         self.foreign = 0  # entries in the stream that are not ours, for the last look at the books
 
     def open(self, when_full: str = "block", *, capacity: int = 10**9, reopen: bool = False, **more: Any) -> Meta:
@@ -129,9 +129,7 @@ class Rig:
         producers: Sequence[str] = (),
     ) -> Taken:
         """Take for a group that is there."""
-        taken = self.ring.take(
-            who, group, count, min_fill=min_fill, claim_after_s=claim_after_s, producers=producers
-        )
+        taken = self.ring.take(who, group, count, min_fill=min_fill, claim_after_s=claim_after_s, producers=producers)
         assert taken is not None
         return taken
 
@@ -182,7 +180,9 @@ class Rig:
     def _check_pending(self, seen: Snapshot) -> None:
         for name, group in seen.groups.items():
             held = self.keys.xpending_range(self.key("samples"), name, "-", "+", 10_000) if group.pending else []
-            assert {int(one["message_id"].split(b"-")[0]) for one in held} <= set(seen.live), "none is held that is gone"
+            assert {int(one["message_id"].split(b"-")[0]) for one in held} <= set(seen.live), (
+                "none is held that is gone"
+            )
             uses = dict(self.keys.zrange(self.key(f"uses:{name}"), 0, -1, withscores=True))
             assert {int(number) for number in uses} <= set(seen.live)
             assert all(1 <= count < float(group.reuse) for count in uses.values())

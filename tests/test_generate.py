@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from servers import eventually
-from synthbroker import monitor
+from synthbroker import crew, monitor
 from synthbroker.errors import GeneratorError, RingEndedError, SchemaError
 from synthbroker.generate import generate, worker_infos
 from synthbroker.peek import peek
@@ -102,6 +102,13 @@ GENERATORS = '''
                 wait_for("never")
             except BaseException:
                 pass
+
+
+    def deaf(worker):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        touch(f"pid-{os.getpid()}")
+        yield sample(1)
+        wait_for("never")
 
 
     def raises(worker):
@@ -471,6 +478,22 @@ def test_a_generator_that_does_not_come_back_is_given_up_after_the_grace(command
     assert "1 samples in ring" in stdout
     assert "1 were not sent" in stdout
     assert states(status()) == ["left"]
+
+
+def test_a_worker_that_does_not_even_see_the_signal_is_killed(run, status, monkeypatch, caplog):
+    monkeypatch.setattr(crew, "_KILL_AFTER_S", 0.1)
+
+    def interrupt():
+        eventually(lambda: _committed(status) == 1, "the first sample is there")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    outcome = run("gen:deaf", grace_s=0.1)
+    thread.join()
+    assert outcome.signal == signal.SIGTERM
+    assert "1 workers did not stop" in caplog.text
+    assert all(gone(int(path.name.removeprefix("pid-"))) for path in Path().glob("pid-*"))
 
 
 def test_a_second_signal_ends_at_once(command, status):

@@ -25,6 +25,7 @@ ORDER = [
     "wire",
     "endpoint",
     "machine",
+    "shell",
     "probe",
     "server",
     "connection",
@@ -41,10 +42,14 @@ ORDER = [
     "dataset",
     "peek",
     "monitor",
+    "admin",
     "pictures",
+    "worker",
+    "crew",
     "generate",
     "__init__",
     "report",
+    "arguments",
     "cli",
     "__main__",
 ]
@@ -111,7 +116,7 @@ def test_a_package_is_imported_only_where_it_belongs(foreign: str) -> None:
 
 
 def test_only_settings_reads_the_environment() -> None:
-    readers = {module for module in _modules() if "environ" in (PACKAGE / f"{module}.py").read_text()}
+    readers = {module for module in _modules() if "os.environ" in (PACKAGE / f"{module}.py").read_text()}
     assert readers <= {"settings"}
 
 

@@ -343,7 +343,7 @@ def test_block_evicts_only_as_room_is_asked_for(rig: Rig) -> None:
 
 @pytest.mark.parametrize("by", ["bytes", "samples"])
 def test_a_ring_is_bounded(rig: Rig, by: str) -> None:
-    more = {"max_samples": 7} if by == "samples" else {"capacity": rig.capacity_for(7, 8)}
+    more: dict[str, Any] = {"max_samples": 7} if by == "samples" else {"capacity": rig.capacity_for(7, 8)}
     rig.open(**more)
     assert rig.fill(rig.producer()) == 7
     assert len(rig.balance().live) == 7

@@ -8,7 +8,7 @@ HIGHER = ["3-5", "4-0", "9-0", "1700000000000-0", "18446744073709551615-0", "184
 
 
 def write(rig: Rig, entry_id: str) -> None:
-    rig.keys.execute_command("XADD", rig.key("samples"), entry_id, "hello", "world")  # type: ignore[no-untyped-call]
+    rig.keys.execute_command("XADD", rig.key("samples"), entry_id, "hello", "world")
 
 
 @pytest.mark.parametrize("entry_id", HIGHER)

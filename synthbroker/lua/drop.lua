@@ -8,6 +8,7 @@ if not ring then return {'NORING'} end
 local name = ARGV[2]
 if name ~= '' then
   if not load_group(name) then return {'NOGROUP'} end
+  allow_bookkeeping()
   redis.call('xgroup', 'destroy', samples_key, name)
   redis.call('unlink', group_key(name), uses_key(name))
   for _, member in ipairs(redis.call('zrange', consumers_key, 0, -1)) do
@@ -27,6 +28,6 @@ if #lines > 0 then
   return {'MORE'}
 end
 for _, group in ipairs(groups) do redis.call('unlink', group_key(group.name), uses_key(group.name)) end
-redis.call('unlink', samples_key, index_key, leases_key, seqs_key, room_key, closed_key, producers_key, consumers_key, quarantine_key,
-  producers_key .. ':about', consumers_key .. ':about', meta_key)
+redis.call('unlink', samples_key, index_key, leases_key, seqs_key, room_key, closed_key, quarantine_key, producers_key,
+  consumers_key, producers_key .. ':about', consumers_key .. ':about', meta_key)
 return {'OK'}

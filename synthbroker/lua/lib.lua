@@ -239,6 +239,7 @@ end
 
 local function make_group(ring, name, reuse)
   allow_bookkeeping()
+  redis.call('unlink', uses_key(name))
   redis.call('xgroup', 'create', samples_key, name, id_of(ring.first - 1), 'MKSTREAM')
   redis.call('hset', group_key(name), 'since', int(ring.first - 1), 'reuse', reuse, 'delivered', 0, 'acknowledged', 0,
     'lost', 0, 'evicted_pending', 0, 'doubled', 0, 'reused', 0, 'redelivered', 0, 'skipped', 0, 'front', int(ring.first))

@@ -199,7 +199,7 @@ if ring.next - ring.first < tonumber(ARGV[5]) and not ring.ended then
 end
 allow_bookkeeping()
 if tonumber(ARGV[6]) >= 0 then claim(tonumber(ARGV[6])) end
-if not ring.block then step_forward() end
+if not ring.block and not ring.ended then step_forward() end
 take_fresh()
 if ring.block and tally.skipped and load_waiting() then tell_room(name) end
 local drained = ring.ended and group.delivered >= ring.next - 1
