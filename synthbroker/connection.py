@@ -141,7 +141,7 @@ class Connection:
             try:
                 result = attempt()
             except (ServerGoneError, EndpointError) as error:
-                if isinstance(error, EndpointError) and gone_since is None:
+                if stop.is_set() or (isinstance(error, EndpointError) and gone_since is None):
                     raise
                 now = time.monotonic()
                 if gone_since is None:
@@ -225,9 +225,11 @@ class Line:
         """Read one string reply into memory, which may be in pieces.
 
         Returns:
-            Whether the key was there and had exactly that length. What it has instead is read and thrown away.
+            Whether the key held a string of exactly that length. What it has instead is read and thrown away.
         """
         header = self._read_line()
+        if header.startswith(b"-WRONGTYPE"):
+            return False
         if header[:1] == b"-":
             raise redis.ResponseError(header[1:].decode(errors="replace"))
         if not _STRING_HEADER.fullmatch(header):

@@ -48,7 +48,11 @@ class Session:
         left = None if sizes is None else len(sizes)
         while left is None or left > 0:
             self._acknowledge(self._lag)
-            ready = self.reader.next()
+            try:
+                ready = self.reader.next()
+            except BaseException:
+                self.close()  # iterating again begins anew
+                raise
             if ready is None:
                 self._acknowledge(0)
                 self.close()

@@ -130,7 +130,7 @@ def worker_infos(count: int, job: Job, *, seed: int | None, device: str | None) 
         raise ValueError(f"a seed must be a whole number from 0, got {seed}")
     base = secrets.randbits(63) if seed is None else seed
     task = 0 if job.array_task_id is None else job.array_task_id + 1
-    words = [base, _as_number(job.job_id or ""), task, job.restart_count]
+    words = [base, _as_number(job.job_id or ""), task, job.restart_count, job.process]
     return [
         WorkerInfo(
             index=index,

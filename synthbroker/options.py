@@ -83,7 +83,7 @@ class ReadOptions:
         if self.ack not in ACKS:
             raise ValueError(f"ack must be one of {ACKS}, got {self.ack!r}")
         for what in "fields", "producers":
-            _check_names(what, getattr(self, what))
+            check_names(what, getattr(self, what))
         if self.name is not None and (not self.name or any(c in self.name for c in " /:")):
             raise ValueError(f"{self.name!r} cannot name a reader: it must not be empty or have a space, / or :")
         self.reuse_text()
@@ -173,7 +173,13 @@ def check_seconds(what: str, value: object) -> None:
         raise ValueError(f"{what} must not be negative, got {value}")
 
 
-def _check_names(what: str, value: object) -> None:
+def check_names(what: str, value: object) -> None:
+    """Check names of fields or producers, if there are any.
+
+    Raises:
+        TypeError: Not a sequence of texts.
+        ValueError: A name that cannot be, or one that is there twice.
+    """
     if value is None:
         return
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
@@ -183,3 +189,5 @@ def _check_names(what: str, value: object) -> None:
             schema.check_name(name)
         elif not isinstance(name, str) or not name:
             raise TypeError(f"{what} must be names, got {name!r}")
+    if len(set(value)) != len(value):
+        raise ValueError(f"{what} names one twice: {value!r}")

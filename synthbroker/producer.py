@@ -118,6 +118,7 @@ class Producer:
         )
         self._reopen = reopen
         self.name = options.producer_name(name)
+        options.check_names("fields", fields)
         self._fields = fields
         self._codec = {field: codecs.check(c) for field, c in codec.items()} if isinstance(codec, Mapping) else codec
         if isinstance(self._codec, str):

@@ -3,21 +3,25 @@
 import logging
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from threading import Condition, Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from synthbroker.assemble import Assembly, Finish, MissingPartError
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
-from synthbroker.errors import DamagedSampleError, SynthbrokerError
+from synthbroker.errors import DamagedSampleError, RingMissingError, SynthbrokerError
 from synthbroker.options import ReadOptions
 from synthbroker.replies import Given
 from synthbroker.ring import Ring
 from synthbroker.source import Counts, Found, GroupSource, LiveSource, Seat, Source
 
 log = logging.getLogger("synthbroker")
+
+T = TypeVar("T")
 
 MOST_PREFETCHED_BYTES = 10**9
 _LAST_WORD_S = 5.0
@@ -156,9 +160,9 @@ class Reader:
     def _add(self, assembly: Assembly, given: Given, now_s: float) -> None:
         """Receive a sample; one that cannot be used is counted and told."""
         try:
-            self._sample_bytes = assembly.add(given, now_s)
+            self._sample_bytes = self._keep_trying(lambda: assembly.add(given, now_s))
         except DamagedSampleError as error:
-            if isinstance(error, MissingPartError) and given.number < self._ring.read_meta().first:
+            if isinstance(error, MissingPartError) and self._keep_trying(lambda: self._is_gone(assembly, given)):
                 self.counts.overrun += 1
             else:
                 self._quarantine(given, error)
@@ -166,11 +170,23 @@ class Reader:
             self.counts.samples += 1
             self.counts.raw_bytes += self._sample_bytes
 
+    def _is_gone(self, assembly: Assembly, given: Given) -> bool:
+        """Say whether the ring has evicted a sample, or the server has lost the ring."""
+        try:
+            meta = self._ring.read_meta()
+        except RingMissingError:
+            return True
+        return meta.epoch != assembly.epoch or given.number < meta.first
+
+    def _keep_trying(self, attempt: Callable[[], T]) -> T:
+        return self._ring.connection.keep_trying(attempt, self.options.reconnect_s, self._stop)
+
     def _quarantine(self, given: Given, error: SynthbrokerError) -> None:
         self.counts.damaged += 1
         producer = given.fields.get(b"from", b"?").decode(errors="replace")
         recipe = {"spec": given.fields.get(b"spec", b"").decode(errors="replace")[:200]}
-        self._ring.quarantine(reason=str(error), producer=producer, recipe=recipe, number=given.number)
+        note = partial(self._ring.quarantine, reason=str(error), producer=producer, recipe=recipe, number=given.number)
+        self._keep_trying(note)
         if given.uses < 2:
             self.source.acknowledge(self._ring.epoch, [given.number])
 

@@ -65,6 +65,7 @@ class Meta:
     first: int
     next: int
     bytes: int
+    leased_bytes: int
     raw: dict[str, str]
 
     @property
@@ -178,6 +179,7 @@ def read_meta(reply: Reply) -> Meta:
         first=int(raw["first"]),
         next=int(raw["next"]),
         bytes=int(raw["bytes"]),
+        leased_bytes=int(raw["leased_bytes"]),
         raw=raw,
     )
 

@@ -21,6 +21,7 @@ class Job:
         job_id: SLURM job id (of an array's task: the task's own), None outside of SLURM.
         array_task_id: Number within a job array, None outside of one.
         restart_count: How often SLURM requeued the job.
+        process: Number of this process within a job step that runs several (`srun -n`).
     """
 
     host: str
@@ -28,6 +29,7 @@ class Job:
     job_id: str | None
     array_task_id: int | None
     restart_count: int
+    process: int
 
 
 def default_url() -> str:
@@ -81,6 +83,7 @@ def job() -> Job:
         job_id=_read("SLURM_JOB_ID"),
         array_task_id=_read_int("SLURM_ARRAY_TASK_ID"),
         restart_count=_read_int("SLURM_RESTART_COUNT") or 0,
+        process=_read_int("SLURM_PROCID") or 0,
     )
 
 

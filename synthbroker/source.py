@@ -29,6 +29,7 @@ log = logging.getLogger("synthbroker")
 WARN_EVERY_S = 60.0
 _MOST_RECOVERED = 10_000
 _SCAN_AT_ONCE = 64
+_STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
 
 
 @dataclass(frozen=True)
@@ -175,16 +176,18 @@ class GroupSource:
             UnacknowledgedError: There cannot be one before this group acknowledges what it has.
         """
         waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
+        held_since: float | None = None
         while not self._stop.is_set():
             taken = self._try_take(count)
             if taken is None:
                 continue
+            held_since = (held_since or time.monotonic()) if taken.held else None
             if taken.samples:
                 self._min_fill = 1
                 return Found(taken.samples, taken.now_s)
             if taken.word == "END":
                 return Found((), ended=True)
-            if taken.held and holding and self._is_stuck(holding):
+            if held_since and holding and time.monotonic() - held_since >= _STUCK_AFTER_S and self._is_stuck(holding):
                 return Found((), stuck=True)
             self._check(waiting, held=taken.held)
             self._wait(taken.wait_id)
@@ -265,6 +268,7 @@ class GroupSource:
         for sample in samples:
             if sample.uses == 0:
                 self._claimed.add(sample.number)
+                self._next_claim = 0.0  # there may be more of them
             elif sample.uses == 1:
                 self._newest = max(self._newest, sample.number)
 
@@ -298,8 +302,8 @@ class GroupSource:
             UnacknowledgedError: These are all samples that the ring can hold.
         """
         meta = self._ring.read_meta()
-        if not self._idle() or min(holding) > meta.first:
-            return False
+        if not self._idle() or min(holding) > meta.first or meta.leased_bytes:
+            return False  # with a lease somebody is sending
         if len(holding) >= meta.live:
             raise UnacknowledgedError(
                 f"ring {self._ring.name!r} ({units.format_size(meta.capacity_bytes)}) holds only {meta.live} samples, "

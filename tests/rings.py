@@ -198,7 +198,7 @@ def check_books(seen: Snapshot, foreign: int = 0) -> None:
     assert 0 <= seen["bytes"] + seen["leased_bytes"] <= seen["capacity"]
     assert not seen["max_samples"] or len(seen.live) + seen["leased_samples"] <= seen["max_samples"]
     for group in seen.groups.values():
-        unread = last - max(min(group.last_delivered, last), seen["first"] - 1)
+        unread = last - max(group.last_delivered, seen["first"] - 1)
         assert last - group["since"] == group["delivered"] + unread + group["lost"]
         assert group["delivered"] == group["acknowledged"] + group.pending + group["evicted_pending"]
         assert group.pending == sum(group.members.values())

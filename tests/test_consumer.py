@@ -3,6 +3,7 @@
 import itertools
 import math
 import traceback
+from functools import partial
 
 import numpy as np
 import pytest
@@ -95,13 +96,13 @@ def test_a_field_that_is_not_there_is_named(server, ring_name, reader):
 
 
 def test_one_may_read_only_some_producers(server, ring_name, reader):
-    for i, name in enumerate(["a", "b", "a", "c"]):
+    for i, name in enumerate(["a", "b", "c", "d"]):
         fill(server, ring_name, range(10 * i, 10 * i + 5), name=name, producers=4)
-    assert drain(reader(producers=("b", "c"), batch_size=3)) == [*range(10, 15), *range(30, 35)]
+    assert drain(reader(producers=("b", "d"), batch_size=3)) == [*range(10, 15), *range(30, 35)]
     assert counters(server, ring_name, "g")["skipped"] == 10
     assert pending(server, ring_name, "g") == []
     check_ledger(server, ring_name, "g")
-    assert drain(reader(None, producers=("a",), batch_size=3)) == [*range(5), *range(20, 25)]
+    assert drain(reader(None, producers=("a", "c"), batch_size=3)) == [*range(5), *range(20, 25)]
 
 
 def test_reading_begins_when_enough_is_there(own_server, ring_name):
@@ -128,7 +129,7 @@ def test_an_epoch_has_as_many_samples_as_asked(server, ring_name, reader, drop_l
     consumer = reader(batch_size=4, epoch_size=10, drop_last=drop_last)
     epochs = [[values(batch) for batch in consumer] for _ in range(2)]
     assert [[len(batch) for batch in epoch] for epoch in epochs] == [sizes, sizes]
-    assert sum(itertools.chain(*epochs), []) == list(range(2 * sum(sizes)))
+    assert [n for epoch in epochs for batch in epoch for n in batch] == list(range(2 * sum(sizes)))
 
 
 # -- transform and collate
@@ -311,8 +312,8 @@ def test_two_groups_get_everything(server, ring_name, reader):
 
 def test_readers_of_one_group_share_the_samples(server, ring_name, reader):
     fill(server, ring_name, range(200))
-    readers = [background(lambda: drain(reader(batch_size=3, name=f"r{i}"))) for i in range(3)]
-    shares = [future.result(SOON_S) for future in readers]
+    readers = [reader(batch_size=3, name=f"r{i}") for i in range(3)]
+    shares = [future.result(SOON_S) for future in [background(partial(drain, one)) for one in readers]]
     assert sorted(itertools.chain(*shares)) == list(range(200))
     check_ledger(server, ring_name, "g")
 

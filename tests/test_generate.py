@@ -238,7 +238,7 @@ def test_the_recipe_says_how_to_make_the_sample_again(run, server, ring_name):
     run("gen:few", workers=2, seed=1)
     recipes = [sample.info.recipes[0] for sample in peek(ring_name, 10, url=server.url)]
     assert all(recipe["generator"] == "gen:few" and recipe["version"] == "1.2" for recipe in recipes)
-    seeds = {info.index: info.seed for info in worker_infos(2, Job("h", 1, None, None, 0), seed=1, device=None)}
+    seeds = {info.index: info.seed for info in worker_infos(2, Job("h", 1, None, None, 0, 0), seed=1, device=None)}
     assert sorted((recipe["worker"], recipe["n"], recipe["seed"]) for recipe in recipes) == [
         (worker, n, seeds[worker]) for worker in (0, 1) for n in range(3)
     ]
@@ -277,15 +277,16 @@ def test_a_function_may_be_given_in_place_of_its_name(run, server, ring_name, mo
     assert peek(ring_name, 1, url=server.url)[0].info.recipes[0]["generator"] == "gen:few"
 
 
-def test_seeds_differ_over_workers_jobs_array_tasks_and_restarts_and_come_again_with_the_same():
+def test_seeds_differ_over_workers_jobs_array_tasks_restarts_and_processes_and_come_again_with_the_same():
     jobs = [
-        Job("h", 1, job_id, task, restart)
+        Job("h", 1, job_id, task, restart, process)
         for job_id in (None, "0", "4711")
         for task in (None, 0, 1)
         for restart in (0, 1)
+        for process in (0, 1)
     ]
     seeds = [info.seed for job in jobs for info in worker_infos(5, job, seed=3, device=None)]
-    assert len(set(seeds)) == len(seeds) == 18 * 5
+    assert len(set(seeds)) == len(seeds) == 36 * 5
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert seeds[:5] == [info.seed for info in worker_infos(5, jobs[0], seed=3, device=None)]
     assert len({worker_infos(1, jobs[0], seed=None, device=None)[0].seed for _ in range(9)}) == 9
@@ -295,7 +296,7 @@ def test_a_generator_learns_its_seed_its_number_and_its_array_task(run, server, 
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
     run("gen:seeds", workers=2, seed=11)
-    infos = worker_infos(2, Job("h", 1, "9", 4, 0), seed=11, device=None)
+    infos = worker_infos(2, Job("h", 1, "9", 4, 0, 0), seed=11, device=None)
     samples = peek(ring_name, url=server.url)
     assert {int(sample["seed"]) for sample in samples} == {info.seed for info in infos}
     assert {(int(sample["count"]), int(sample["task"])) for sample in samples} == {(2, 4)}
@@ -317,7 +318,7 @@ def test_a_generator_learns_its_seed_its_number_and_its_array_task(run, server, 
 def test_gpus_are_dealt_out_where_their_number_is_known(monkeypatch, visible, device, expected):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    infos = worker_infos(3, Job("h", 1, None, None, 0), seed=0, device=device)
+    infos = worker_infos(3, Job("h", 1, None, None, 0, 0), seed=0, device=device)
     assert [info.device for info in infos] == expected
 
 

@@ -59,15 +59,16 @@ def test_the_server_program_is_named_by_the_environment(monkeypatch):
 
 def test_outside_of_slurm_there_is_no_job():
     job = settings.job()
-    assert job == settings.Job(socket.gethostname().partition(".")[0], os.getpid(), None, None, 0)
+    assert job == settings.Job(socket.gethostname().partition(".")[0], os.getpid(), None, None, 0, 0)
 
 
 def test_a_requeued_array_task_is_described(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setenv("SLURM_PROCID", "3")
     job = settings.job()
-    assert (job.job_id, job.array_task_id, job.restart_count) == ("4711", 0, 2)
+    assert (job.job_id, job.array_task_id, job.restart_count, job.process) == ("4711", 0, 2, 3)
 
 
 def test_a_task_number_that_is_none_is_refused_by_name(monkeypatch):

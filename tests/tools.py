@@ -1,5 +1,6 @@
 """What the tests of producers and readers share: fill a ring, read it whole, and look at it with a plain client."""
 
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -159,3 +160,36 @@ def waits(future: "Future[Any]", until: Callable[[], object], what: str) -> None
     """Check that something has come to where it waits, and is not done."""
     eventually(until, what, deadline_s=SOON_S)
     assert not future.done(), future
+
+
+# -- readers in processes of their own
+
+
+def read_all(url: str, ring: str, told: Any, **options: Any) -> None:
+    """Read to the end and tell the numbers; for a process of its own."""
+    told.put(drain(sb.Consumer(url, ring=ring, **options)))
+
+
+def read_and_hold(url: str, ring: str, told: Any, **options: Any) -> None:
+    """Read one batch, tell its numbers, and keep it until killed."""
+    consumer = sb.Consumer(url, ring=ring, **options)
+    told.put(values(next(iter(consumer))))
+    threading.Event().wait()
+
+
+@contextmanager
+def processes(target: Callable[..., None], *calls: tuple[Any, ...], **options: Any) -> Iterator[tuple[list[Any], Any]]:
+    """Run a function in a fresh process for each call; gives the processes and the queue that they tell through."""
+    spawn = multiprocessing.get_context("spawn")
+    told = spawn.Queue()
+    started = [spawn.Process(target=target, args=(*call, told), kwargs=options, daemon=True) for call in calls]
+    for process in started:
+        process.start()
+    try:
+        yield started, told
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+        told.close()
+        told.join_thread()

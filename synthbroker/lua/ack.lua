@@ -8,7 +8,7 @@
 local ring = load_ring()
 if not ring then return {'NORING'} end
 local name = ARGV[2]
-local group = load_group(name)
+local group = load_group(ring, name)
 if not group then return {'NOGROUP'} end
 
 local acknowledged, doubled, late = 0, 0, 0
@@ -25,7 +25,7 @@ end
 allow_bookkeeping()
 redis.call('hincrby', group_key(name), 'acknowledged', acknowledged)
 if doubled > 0 then redis.call('hincrby', group_key(name), 'doubled', doubled) end
-if ring.block and load_waiting() and floor_of(ring, load_groups()) > ring.first then
+if ring.block and load_waiting() and floor_of(ring, load_groups(ring)) > ring.first then
   tell_room(name)
 end
 return {'OK', acknowledged, doubled, late}

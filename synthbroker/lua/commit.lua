@@ -22,7 +22,7 @@ local stopped = nil
 
 -- Carries a group over to the stream's copy: how far it read, its consumers, what they hold.
 local function copy_group(copy, group)
-  redis.call('xgroup', 'create', copy, group.name, id_of(math.min(group.delivered, ring.next - 1)), 'MKSTREAM')
+  redis.call('xgroup', 'create', copy, group.name, id_of(group.delivered), 'MKSTREAM')
   for _, info in ipairs(redis.call('xinfo', 'consumers', samples_key, group.name)) do
     redis.call('xgroup', 'createconsumer', copy, group.name, info[2])
   end
@@ -52,7 +52,7 @@ local function heal()
       from = '(' .. entry[1]
     end
   until #entries < STEP
-  for _, group in ipairs(load_groups()) do copy_group(copy, group) end
+  for _, group in ipairs(load_groups(ring)) do copy_group(copy, group) end
   redis.call('unlink', samples_key)
   if redis.call('exists', copy) == 1 then redis.call('rename', copy, samples_key) end
   redis.call('hincrby', meta_key, 'foreign', foreign)

@@ -7,7 +7,7 @@ local ring = load_ring()
 if not ring then return {'NORING'} end
 local name = ARGV[2]
 if name ~= '' then
-  if not load_group(name) then return {'NOGROUP'} end
+  if not load_group(ring, name) then return {'NOGROUP'} end
   allow_bookkeeping()
   redis.call('xgroup', 'destroy', samples_key, name)
   redis.call('unlink', group_key(name), uses_key(name))
@@ -22,7 +22,7 @@ if name ~= '' then
 end
 
 local lines = redis.call('lrange', index_key, 0, STEP - 1)
-local groups = load_groups()
+local groups = load_groups(ring)
 if #lines > 0 then
   evict(ring, lines, groups)
   return {'MORE'}

@@ -25,7 +25,7 @@ end
 
 local group, reuse = ARGV[6], ARGV[7]
 allow_bookkeeping()
-if not load_group(group) then
+if not load_group(ring, group) then
   make_group(ring, group, reuse ~= '' and reuse or '1')
 else
   local theirs = redis.call('hget', group_key(group), 'reuse')

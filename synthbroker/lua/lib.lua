@@ -55,8 +55,9 @@ local function save_ring(ring)
     'leased_bytes', int(ring.leased_bytes), 'leased_samples', int(ring.leased_samples))
 end
 
--- {name, pending, delivered} of every group; delivered is the highest number given to it.
-local function load_groups()
+-- {name, pending, delivered} of every group; delivered is the highest number given to it, also where a foreign entry
+-- was read beyond our numbers.
+local function load_groups(ring)
   local groups = {}
   if redis.call('exists', samples_key) == 0 then return groups end
   for _, info in ipairs(redis.call('xinfo', 'groups', samples_key)) do
@@ -64,15 +65,15 @@ local function load_groups()
     for i = 1, #info, 2 do
       if info[i] == 'name' then group.name = info[i + 1] end
       if info[i] == 'pending' then group.pending = tonumber(info[i + 1]) end
-      if info[i] == 'last-delivered-id' then group.delivered = number_of(info[i + 1]) end
+      if info[i] == 'last-delivered-id' then group.delivered = math.min(number_of(info[i + 1]), ring.next - 1) end
     end
     groups[#groups + 1] = group
   end
   return groups
 end
 
-local function load_group(name)
-  for _, group in ipairs(load_groups()) do
+local function load_group(ring, name)
+  for _, group in ipairs(load_groups(ring)) do
     if group.name == name then return group end
   end
 end
@@ -173,7 +174,7 @@ local function make_room(ring, bytes, count, needed)
   expire_leases(ring)
   -- What others have reserved cannot be evicted: the ring is not emptied for what would not fit even then.
   if not fits_beside(ring, 0, 0, bytes, count) then return false, '' end
-  local groups = load_groups()
+  local groups = load_groups(ring)
   local floor, holder = ring.next, ''
   if ring.block then floor, holder = floor_of(ring, groups) end
   while not fits(ring, bytes, count) or ring.bytes > target do

@@ -17,7 +17,7 @@ end
 
 local function declare(ring)
   for name in string.gmatch(wanted.groups, '[^,]+') do
-    if not load_group(name) then make_group(ring, name, '') end
+    if not load_group(ring, name) then make_group(ring, name, '') end
   end
 end
 

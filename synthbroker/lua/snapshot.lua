@@ -20,7 +20,7 @@ local function members_of(group)
 end
 
 local groups = {}
-for i, group in ipairs(load_groups()) do
+for i, group in ipairs(load_groups({next = tonumber(redis.call('hget', meta_key, 'next'))})) do
   groups[i] = {group.name, int(group.delivered), int(group.pending), redis.call('hgetall', group_key(group.name)),
     members_of(group.name)}
 end

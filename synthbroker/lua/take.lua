@@ -13,7 +13,7 @@
 local ring = load_ring()
 if not ring then return {'NORING'} end
 local name, consumer, wanted = ARGV[2], ARGV[3], tonumber(ARGV[4])
-local group = load_group(name)
+local group = load_group(ring, name)
 if not group then return {'NOGROUP'} end
 local member = name .. ' ' .. consumer
 if not redis.call('zscore', consumers_key, member) then return {'REJOIN'} end
@@ -167,11 +167,15 @@ local function take_again()
   end
 end
 
--- Whether samples are in the hands of members outside this one's family, who may die and leave them.
+-- Whether samples are in the hands of members outside this one's family, who may die and leave them, or of members
+-- that have left.
 local function awaited()
   local family = string.match(consumer, '^(.*)/')
   for _, other in ipairs(others()) do
-    if other.pending > 0 and string.match(other.name, '^(.*)/') ~= family then return true end
+    local kin = string.match(other.name, '^(.*)/') == family
+    if other.pending > 0 and not (kin and redis.call('zscore', consumers_key, name .. ' ' .. other.name)) then
+      return true
+    end
   end
   return false
 end
@@ -180,7 +184,7 @@ local function held()
   if not ring.block or group.delivered < ring.next - 1 then return false end
   local bytes, count = load_waiting()
   if not bytes or fits(ring, bytes, count) then return false end
-  local own = load_group(name)
+  local own = load_group(ring, name)
   return own.pending > 0 and floor_of(ring, {own}) == ring.first
 end
 

@@ -1,0 +1,322 @@
+"""A ring as a plain Python object: what the scripts promise, written a second time and as plainly as possible."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+COUNTERS = ("delivered", "acknowledged", "lost", "evicted_pending", "doubled", "reused", "redelivered", "skipped")
+Drawn = tuple[int, int]  # number and uses of a sample that was given
+
+
+@dataclass
+class Lease:
+    """Room that a producer has reserved."""
+
+    cost: int
+    count: int
+    over: bool = False
+
+
+@dataclass
+class Group:
+    """One group: how far it was given samples, who holds what, what may be given again."""
+
+    reuse: str
+    since: int
+    reach: int
+    front: int
+    pending: dict[int, str] = field(default_factory=dict)
+    uses: dict[int, int] = field(default_factory=dict)
+    registered: dict[str, bool] = field(default_factory=dict)  # by reader: whether it is silent
+    consumers: set[str] = field(default_factory=set)
+    counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+
+    @property
+    def limit(self) -> float:
+        return math.inf if self.reuse == "inf" else int(self.reuse)
+
+    def count(self, counter: str, by: int = 1) -> None:
+        self.counters[counter] += by
+
+    def held_by(self, reader: str) -> list[int]:
+        return sorted(number for number, holder in self.pending.items() if holder == reader)
+
+    def keep(self) -> int:
+        """The lowest number that this group still needs."""
+        return min([self.reach + 1, *self.pending])
+
+
+class Model:
+    """The ring."""
+
+    def __init__(self, *, block: bool, capacity: int, max_samples: int, producers: int) -> None:
+        self.block, self.capacity, self.max_samples, self.expected = block, capacity, max_samples, producers
+        self.first, self.next = 1, 1
+        self.live: dict[int, tuple[int, str]] = {}  # cost, and who made it
+        self.leases: dict[str, Lease] = {}
+        self.seqs: dict[str, tuple[str, int]] = {}
+        self.groups: dict[str, Group] = {}
+        self.ended = False
+        self.closed: set[str] = set()
+        self.closings = 0
+        self.duplicates = 0
+        self.waiting: tuple[int, int] | None = None
+
+    # -- room
+
+    @property
+    def bytes(self) -> int:
+        return sum(cost for cost, _ in self.live.values())
+
+    def leased(self) -> tuple[int, int]:
+        return sum(one.cost for one in self.leases.values()), sum(one.count for one in self.leases.values())
+
+    def fits(self, cost: int, count: int, *, emptied: bool = False) -> bool:
+        leased_cost, leased_count = self.leased()
+        live_cost, live = (0, 0) if emptied else (self.bytes, len(self.live))
+        by_samples = not self.max_samples or live + leased_count + count <= self.max_samples
+        return live_cost + leased_cost + cost <= self.capacity and by_samples
+
+    def floor(self) -> tuple[int, str]:
+        if not self.block:
+            return self.next, ""
+        keeps = [(group.keep(), name) for name, group in self.groups.items()]
+        lowest, holder = min(keeps, default=(self.first, ""))
+        return max(lowest, self.first), holder
+
+    def make_room(self, cost: int, count: int, needed: int = 0) -> tuple[bool, str]:
+        if self.fits(cost, count) and not needed:
+            return True, ""
+        self.leases = {name: lease for name, lease in self.leases.items() if not lease.over}
+        if not self.fits(cost, count, emptied=True):
+            return False, ""
+        (floor, holder), target = self.floor(), self.bytes - needed
+        while not self.fits(cost, count) or self.bytes > target:
+            if self.first >= floor or not self.live:
+                return self.fits(cost, count) and self.bytes <= target, holder
+            self.evict()
+        return True, ""
+
+    def evict(self) -> None:
+        for group in self.groups.values():
+            if self.first > group.reach:
+                group.count("lost")
+            if group.pending.pop(self.first, None) is not None:
+                group.count("evicted_pending")
+            group.uses.pop(self.first, None)
+        del self.live[self.first]
+        self.first += 1
+
+    # -- producers
+
+    def join_producer(self, name: str, word: str, last: int) -> None:
+        if self.seqs.get(name, ("", 0))[0] != word:
+            self.leases.pop(name, None)
+            self.seqs[name] = (word, last)
+
+    def leave_producer(self, name: str, word: str, *, closed: bool) -> None:
+        if self.seqs[name][0] != word:
+            return
+        self.leases.pop(name, None)
+        self.waiting = None
+        if closed and not self.ended and (not self.expected or name not in self.closed):
+            self.closed.add(name)
+            self.closings += 1
+            self.ended = 0 < self.expected <= self.closings
+
+    def room(self, name: str, word: str, cost: int, count: int, needed: int) -> tuple[str, str]:
+        if self.seqs[name][0] != word:
+            return "SHUT", ""
+        if self.ended:
+            return "ENDED", ""
+        if cost > self.capacity:
+            return "TOOBIG", ""
+        self.leases.pop(name, None)
+        granted, holder = self.make_room(cost, count, needed)
+        if not granted:
+            self.waiting = (cost, count)
+            return "FULL", holder
+        self.leases[name] = Lease(cost, count)
+        return "OK", ""
+
+    def commit(self, name: str, word: str, samples: Sequence[tuple[int, int]]) -> tuple[str, int, str]:
+        """Take samples, given as sequence number and cost; answers word, last taken, who holds the ring up."""
+        if self.seqs[name][0] != word:
+            return "SHUT", 0, ""
+        before, stopped, holder = self.next, "OK", ""
+        for seq, cost in samples:
+            stopped, holder = self._commit_one(name, word, seq, cost)
+            if stopped != "OK":
+                break
+        if self.next > before and not self.block:
+            self.waiting = None
+        return stopped, self.seqs[name][1], holder
+
+    def _commit_one(self, name: str, word: str, seq: int, cost: int) -> tuple[str, str]:
+        last = self.seqs[name][1]
+        if seq <= last:
+            self.duplicates += 1
+            return "OK", ""
+        if self.ended:
+            return "ENDED", ""
+        if seq > last + 1:
+            return "GAP", ""
+        self._use_lease(name, cost)
+        granted, holder = self.make_room(cost, 1)
+        if not granted:
+            self.waiting = (cost, 1)
+            return "FULL", holder
+        self.live[self.next] = (cost, name)
+        self.next += 1
+        self.seqs[name] = (word, seq)
+        return "OK", ""
+
+    def _use_lease(self, name: str, cost: int) -> None:
+        lease = self.leases.get(name)
+        if lease:
+            lease.cost, lease.count = max(lease.cost - cost, 0), max(lease.count - 1, 0)
+            if not lease.cost and not lease.count:
+                del self.leases[name]
+
+    # -- readers
+
+    def declare(self, name: str) -> None:
+        self.groups[name] = Group("", self.first - 1, self.first - 1, self.first)
+
+    def seats(self) -> list[tuple[str, str]]:
+        """Give every group with each of its registered readers."""
+        return [(name, reader) for name in sorted(self.groups) for reader in sorted(self.groups[name].registered)]
+
+    def join_group(self, name: str, reader: str, reuse: str) -> bool:
+        """Register a reader; False where the group is of another kind."""
+        if name not in self.groups:
+            self.declare(name)
+        group = self.groups[name]
+        group.reuse = group.reuse or reuse
+        if group.reuse != reuse:
+            return False
+        group.registered[reader] = False
+        group.consumers.add(reader)
+        return True
+
+    def take(
+        self, name: str, reader: str, count: int, *, min_fill: int, claim: bool, only: str, given: list[Drawn]
+    ) -> tuple[str, bool]:
+        """Check what was given, and do likewise; answers the word, and whether the group holds its own ring up."""
+        group = self.groups[name]
+        if len(self.live) < min_fill and not self.ended:
+            assert given == []
+            return "EMPTY", self._held(group)
+        expected = self._claim(group, reader, count) if claim else []
+        if not self.block and not self.ended:
+            self._step_forward(group, count)
+        expected += self._fresh(group, reader, count - len(expected), only)
+        drained = self.ended and group.reach >= self.next - 1
+        assert given[: len(expected)] == expected
+        again = given[len(expected) :]
+        if group.limit > 1 and not (drained and group.limit == math.inf):
+            self._check_again(group, again, count - len(expected))
+        else:
+            assert again == []
+        if given:
+            return "OK", self._held(group)
+        return "END" if drained and not _awaited(group, reader) else "EMPTY", self._held(group)
+
+    def _claim(self, group: Group, reader: str, count: int) -> list[Drawn]:
+        claimed: list[Drawn] = []
+        for other in sorted(group.consumers - {reader}):
+            if other in group.registered and not group.registered[other]:
+                continue
+            for number in group.held_by(other)[: count - len(claimed)]:
+                group.pending[number] = reader
+                group.count("redelivered")
+                claimed.append((number, 0))
+            if not group.held_by(other):
+                group.consumers.discard(other)
+                group.registered.pop(other, None)
+        return claimed
+
+    def _step_forward(self, group: Group, count: int) -> None:
+        moved, live = self.first - group.front, len(self.live)
+        unread = max(group.reach + 1, self.first)
+        if moved > 0 and unread - self.first < max(math.ceil(live / 8), min(moved, count)):
+            to = min(self.first + max(math.ceil(live / 4), min(count, live // 2)), self.next)
+            group.count("lost", max(to - unread, 0))
+            group.reach = max(group.reach, to - 1)
+        group.front = max(group.front, self.first)
+
+    def _fresh(self, group: Group, reader: str, count: int, only: str) -> list[Drawn]:
+        fresh: list[Drawn] = []
+        for number in range(max(group.reach + 1, self.first), self.next):
+            if len(fresh) >= count:
+                break
+            group.reach = number
+            group.count("delivered")
+            if only and self.live[number][1] != only:
+                group.count("acknowledged")
+                group.count("skipped")
+                self.waiting = None if self.block else self.waiting
+                continue
+            group.pending[number] = reader
+            if 1 < group.limit < math.inf:
+                group.uses[number] = 1
+            fresh.append((number, 1))
+        return fresh
+
+    def _check_again(self, group: Group, again: list[Drawn], room: int) -> None:
+        group.count("reused", len(again))
+        if group.limit == math.inf:
+            possible = range(self.first, min(group.reach, self.next - 1) + 1)
+            assert len(set(again)) == len(again) <= max(room, 0)
+            assert all(number in possible and uses == 2 for number, uses in again)
+            assert again or not possible or room <= 0
+            return
+        left = sum(int(group.limit) - uses for uses in group.uses.values())
+        assert len(again) == min(max(room, 0), left)
+        for number, uses in again:
+            assert group.uses[number] == min(group.uses.values()) == uses - 1
+            group.uses[number] = uses
+            if uses >= group.limit:
+                del group.uses[number]
+
+    def _held(self, group: Group) -> bool:
+        if not self.block or group.reach < self.next - 1 or not self.waiting or self.fits(*self.waiting):
+            return False
+        return bool(group.pending) and min(group.pending) <= self.first
+
+    def acknowledge(self, name: str, numbers: Sequence[int]) -> tuple[int, int, int]:
+        group = self.groups[name]
+        acknowledged = doubled = late = 0
+        for number in numbers:
+            if group.pending.pop(number, None) is not None:
+                acknowledged += 1
+            elif number < self.first:
+                late += 1
+            else:
+                doubled += 1
+        group.count("acknowledged", acknowledged)
+        group.count("doubled", doubled)
+        if self.block and self.floor()[0] > self.first:
+            self.waiting = None
+        return acknowledged, doubled, late
+
+    # -- the ring itself
+
+    def end(self) -> None:
+        self.ended, self.waiting = True, None
+
+    def reopen(self) -> None:
+        if self.ended:
+            self.closed, self.closings = set(), 0
+        self.ended = False
+
+    def drop_group(self, name: str) -> None:
+        del self.groups[name]
+        self.waiting = None
+
+
+def _awaited(group: Group, reader: str) -> bool:
+    """Say whether somebody who is not of the reader's family holds samples, or somebody of it who has left."""
+    family = reader.partition("/")[0]
+    others = set(group.pending.values()) - {reader}
+    return any(other.partition("/")[0] != family or other not in group.registered for other in others)

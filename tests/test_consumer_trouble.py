@@ -1,0 +1,400 @@
+"""What a reader does about damaged samples, dead readers, lost answers, and a server that goes or comes back empty."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgpack
+import numpy as np
+import pytest
+
+import synthbroker as sb
+from lossy import lossy
+from servers import RealServer, eventually
+from synthbroker.ring import Ring
+from tools import (
+    IN_PARTS,
+    SOON_S,
+    background,
+    check_ledger,
+    commit_raw,
+    counters,
+    drain,
+    encoded,
+    fill,
+    key,
+    members,
+    meta,
+    number,
+    pending,
+    processes,
+    raw_ring,
+    read_all,
+    read_and_hold,
+    reasons,
+    values,
+    waits,
+)
+
+OwnServer = Callable[..., RealServer]
+
+
+# -- readers in several processes
+
+
+def test_processes_of_one_group_share_the_samples(server, ring_name):
+    options = {"group": "g", "batch_size": 7, "wait_s": SOON_S}
+    with processes(read_all, *[(server.url, ring_name)] * 2, **options) as (_, told):
+        fill(server, ring_name, range(500), size=1000)
+        shares = [told.get(timeout=SOON_S) for _ in range(2)]
+    assert sorted(itertools.chain(*shares)) == list(range(500))
+    assert counters(server, ring_name, "g")["doubled"] == 0
+    check_ledger(server, ring_name, "g")
+
+
+def test_the_samples_of_a_killed_reader_are_given_to_another(server, ring_name, monkeypatch):
+    monkeypatch.setattr("synthbroker.ring.BEAT_S", 0.05)
+    fill(server, ring_name, range(20))
+    with processes(read_and_hold, (server.url, ring_name), group="g", batch_size=3, prefetch=1) as ((victim,), told):
+        assert told.get(timeout=SOON_S) == [0, 1, 2]
+        eventually(lambda: len(pending(server, ring_name, "g")) == 6, "it holds a batch and has another ready")
+        victim.kill()
+        victim.join()
+    batches = list(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=4, claim_after_s=0.3, wait_s=SOON_S))
+    assert sorted(drain(batches)) == list(range(20))
+    uses = {n: use for batch in batches for n, use in zip(values(batch), batch.info.uses, strict=True)}
+    assert [n for n, use in sorted(uses.items()) if use == 0] == [0, 1, 2, 3, 4, 5]
+    assert counters(server, ring_name, "g")["redelivered"] == 6
+    assert members(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
+def test_a_reader_that_lives_keeps_its_samples_however_long_it_takes(server, ring_name, monkeypatch):
+    monkeypatch.setattr("synthbroker.ring.BEAT_S", 0.05)
+    fill(server, ring_name, range(6), producers=0)
+    slow = sb.Consumer(server.url, ring=ring_name, group="g", batch_size=2, prefetch=1, name="slow")
+    stream = iter(slow)
+    assert values(next(stream)) == [0, 1]
+    eventually(lambda: pending(server, ring_name, "g") == [1, 2, 3, 4], "a batch in hand, another ready")
+    quick = sb.Consumer(server.url, ring=ring_name, group="g", wait_s=1.5, claim_after_s=0.1, name="quick")
+    seen = []
+    with pytest.raises(sb.StarvedError):
+        seen.extend(values(batch)[0] for batch in quick)
+    assert seen == [4, 5]
+    assert pending(server, ring_name, "g") == [1, 2, 3, 4]
+    assert values(next(stream)) == [2, 3]
+    slow.close()
+
+
+# -- samples that are none
+
+
+def parts(server, ring_name, entry):
+    """List the keys of a sample's parts."""
+    uid, _, count = server.client().xrange(key(ring_name, "samples"), f"{entry}-0")[0][1][b"parts"].partition(b":")
+    return [key(ring_name, f"part:{uid.decode()}:{i}") for i in range(int(count))]
+
+
+def flip(client, part):
+    middle = client.strlen(part) // 2
+    (byte,) = client.getrange(part, middle, middle)
+    client.setrange(part, middle, bytes([byte ^ 1]))
+
+
+SABOTAGE = {
+    "a damaged part": (flip, "checksum"),
+    "a truncated part": (lambda client, part: client.set(part, client.get(part)[:-1]), "gone"),
+    "a longer part": (lambda client, part: client.append(part, b"x"), "gone"),
+    "an empty part": (lambda client, part: client.set(part, b""), "gone"),
+    "a missing part": (lambda client, part: client.delete(part), "gone"),
+    "a list instead of a part": (lambda client, part: (client.delete(part), client.rpush(part, b"x")), "gone"),
+}
+
+
+@pytest.mark.parametrize("codec", ["raw", "lz4"])
+@pytest.mark.parametrize("what", SABOTAGE)
+def test_a_damaged_payload_is_quarantined_and_the_rest_arrives(server, ring_name, what, codec):
+    sabotage, reason = SABOTAGE[what]
+    size = 2_000_000  # two parts and more
+    with sb.Producer(server.url, ring=ring_name, capacity="100MB", producers=1, codec=codec) as out:
+        for i in range(5):
+            sample = number(i, size)
+            sample["x"][::2] += np.random.default_rng(i).random(size // 2, np.float32)
+            out.put(sample)
+    sabotage(server.client(), parts(server, ring_name, 3)[-1])
+    batches = list(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=2))
+    assert [n for batch in batches for n in batch["n"].tolist()] == [0, 1, 3, 4]
+    for batch in batches:
+        assert (batch["x"][:, 1::2] == batch["n"][:, None]).all()
+    (note,) = reasons(server, ring_name)
+    assert reason in note
+    assert meta(server, ring_name)["quarantined"] == "1"
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
+def head_of(sample, **changes):
+    return msgpack.packb(msgpack.unpackb(sample.head) | changes)
+
+
+def resized(sample, *fields):
+    return replace(sample, head=head_of(sample, f=list(fields)))
+
+
+SMALL, LARGE = encoded(2), encoded(2, IN_PARTS)
+HOSTILE = {
+    "a head that is none": replace(SMALL, head=b"\xc1\xc1"),
+    "an empty head": replace(SMALL, head=b""),
+    "a head of the future": replace(SMALL, head=head_of(SMALL, v=2)),
+    "a head without parts": replace(SMALL, head=head_of(SMALL, p=[])),
+    "another dtype": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "i32", [4], "raw", 16]),
+    "another shape": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [2, 2], "raw", 16]),
+    "a field less": resized(SMALL, ["n", "i64", [3], "raw", 24]),
+    "another name": resized(SMALL, ["n", "i64", [], "raw", 8], ["y", "f32", [4], "raw", 16]),
+    "a name twice": resized(SMALL, ["n", "i64", [], "raw", 8], ["n", "f32", [4], "raw", 16]),
+    "a tensor of petabytes": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [2**48], "lz4", 16]),
+    "bytes that do not unpack": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [8], "lz4", 16]),
+    "sizes that do not add up": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [4], "raw", 20]),
+    "other data than checksummed": replace(SMALL, payload=(memoryview(b"y" * 24),)),
+    "less data than stated": replace(SMALL, payload=(memoryview(b"y" * 23),), part_sizes=(23,)),
+    "other parts than checksummed": replace(LARGE, payload=(memoryview(b"y" * LARGE.payload_bytes),)),
+    "more parts than stated": replace(LARGE, part_sizes=(8, LARGE.payload_bytes - 8)),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("group", ["g", None])
+def test_a_hostile_sample_is_quarantined_and_the_rest_arrives(server, ring_name, what, group):
+    size = IN_PARTS if HOSTILE[what].payload_bytes > 100 else 4
+    fill(server, ring_name, range(2), size=size, producers=2)
+    with raw_ring(server, ring_name) as ring:
+        commit_raw(ring, [HOSTILE[what]])
+    fill(server, ring_name, range(3, 5), size=size, producers=2)
+    assert drain(sb.Consumer(server.url, ring=ring_name, group=group, batch_size=2)) == [0, 1, 3, 4]
+    assert len(reasons(server, ring_name)) == 1
+    assert meta(server, ring_name)["quarantined"] == "1"
+    if group:
+        assert pending(server, ring_name, "g") == []
+        check_ledger(server, ring_name, "g")
+
+
+def copy_of_the_first(client, stream):
+    ((_, fields),) = client.xrange(stream, count=1)
+    return fields
+
+
+FOREIGN = {
+    "an entry by hand": lambda client, stream: client.xadd(stream, {"hello": "world"}),
+    "an entry with the next number": lambda client, stream: client.xadd(stream, {"hello": "world"}, id="4-0"),
+    "an entry between two numbers": lambda client, stream: client.xadd(stream, {"hello": "world"}, id="3-5"),
+    "a copy of a sample": lambda client, stream: client.xadd(stream, copy_of_the_first(client, stream)),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+@pytest.mark.parametrize("read_before", [True, False])
+def test_a_foreign_entry_is_stepped_over_and_counted(server, ring_name, what, read_before):
+    fill(server, ring_name, range(3), producers=2)
+    FOREIGN[what](server.client(), key(ring_name, "samples"))
+    consumer = sb.Consumer(server.url, ring=ring_name, group="g", prefetch=0, wait_s=SOON_S)
+    stream = iter(consumer)
+    seen = drain(next(stream) for _ in range(3))
+    if read_before:
+        rest = background(lambda: drain(stream))
+        eventually(lambda: meta(server, ring_name)["foreign"] != "0", "it has met the entry")
+    fill(server, ring_name, range(3, 6), producers=2)
+    seen += rest.result(SOON_S) if read_before else drain(stream)
+    assert seen == list(range(6))
+    assert int(meta(server, ring_name)["foreign"]) >= 1
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+    assert drain(sb.Consumer(server.url, ring=ring_name, group="late")) == list(range(6))
+
+
+def test_a_bad_sample_in_a_full_ring_makes_room_again(server, ring_name):
+    fill(server, ring_name, [0], size=IN_PARTS, producers=2, max_samples=3, groups=("g",))
+    with raw_ring(server, ring_name) as ring:
+        commit_raw(ring, [HOSTILE["other parts than checksummed"]])
+    done = background(lambda: fill(server, ring_name, range(2, 12), size=IN_PARTS, producers=None, capacity=None))
+    seen = []
+    for batch in sb.Consumer(server.url, ring=ring_name, group="g", epoch_size=11, wait_s=SOON_S):
+        seen += values(batch)
+    assert seen == [0, *range(2, 12)]
+    done.result(SOON_S)
+
+
+# -- a reader that is slower than the ring
+
+
+def test_a_slow_reader_is_given_whole_samples_and_its_losses_are_counted(server, ring_name):
+    options = {"capacity": "2MB", "when_full": "drop-oldest", "producers": 1, "codec": "raw", "groups": ("g",)}
+    stop = threading.Event()
+
+    def generate():
+        with sb.Producer(server.url, ring=ring_name, in_flight="1MB", **options) as out:
+            for i in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
+                out.put(number(i, 20_000))
+        return out.stats.samples
+
+    done = background(generate)
+    seen = []
+    stream = iter(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=3, prefetch=2, wait_s=SOON_S))
+    for _ in range(40):
+        seen += values(next(stream))
+        then = int(meta(server, ring_name)["next"])
+        eventually(lambda then=then: int(meta(server, ring_name)["next"]) > then + 30, "the ring has turned round")
+    stop.set()
+    made = done.result(SOON_S)
+    seen += drain(stream)
+    assert seen == sorted(set(seen)), "nothing twice, and in order"
+    found = counters(server, ring_name, "g")
+    assert found["lost"] > 500
+    assert reasons(server, ring_name) == []
+    assert made == int(meta(server, ring_name)["next"]) - 1 == found["delivered"] + found["lost"]
+    assert len(seen) <= found["delivered"]
+    check_ledger(server, ring_name, "g")
+
+
+def test_a_sample_evicted_while_it_is_read_is_overrun_not_damaged(server, ring_name, monkeypatch):
+    fill(server, ring_name, range(5), size=IN_PARTS, when_full="drop-oldest", max_samples=5, producers=2)
+    fetch, times = Ring.fetch, itertools.count()
+
+    def late(ring, wanted):
+        if next(times) == 1:
+            fill(server, ring_name, range(5, 10), size=IN_PARTS, producers=2)
+        return fetch(ring, wanted)
+
+    monkeypatch.setattr(Ring, "fetch", late)
+    consumer = sb.Consumer(server.url, ring=ring_name, group="g", batch_size=2)
+    assert drain(consumer) == [0, 5, 6, 7, 8, 9]
+    assert reasons(server, ring_name) == []
+    assert consumer._session.reader.counts.overrun >= 1
+    check_ledger(server, ring_name, "g")
+
+
+# -- the server goes, or an answer is lost
+
+
+@pytest.mark.parametrize("size", [4, IN_PARTS])
+@pytest.mark.parametrize("request_", ["take", "ack", "join", "XREAD", "GET"])
+def test_an_answer_that_is_lost_loses_and_doubles_nothing(own_server: OwnServer, ring_name, size, request_):
+    server = own_server()
+    fill(server, ring_name, range(60), size=size, producers=2)
+    with lossy(server) as line:
+        consumer = sb.Consumer(line.url, ring=ring_name, group="g", batch_size=4, prefetch=1, wait_s=SOON_S)
+        line.lose_answer_to(request_ if request_ == "join" else "take", keep_bytes=0)
+        seen = []
+        for round_, batch in enumerate(consumer):
+            seen += values(batch)
+            if round_ in (3, 6, 9):
+                line.lose_answer_to(request_, keep_bytes=1000 if request_ == "GET" else 0)
+            if round_ == 12:
+                fill(server, ring_name, range(60, 64), size=size, producers=2)
+        assert line.lost >= (1 if request_ in ("join", "XREAD", "GET") else 3)
+    assert sorted(seen) == list(range(64))
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
+def test_a_server_that_comes_back_empty_is_read_on(own_server: OwnServer, ring_name, caplog):
+    server = own_server()
+    out = sb.Producer(server.url, ring=ring_name, capacity="50MB", codec="raw", producers=1)
+    for i in range(4):
+        out.put(number(i, IN_PARTS))
+    out.flush()
+    stream = iter(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=2, wait_s=SOON_S))
+    first = [next(stream), next(stream)]
+    assert drain(first) == [0, 1, 2, 3]
+    rest = background(lambda: list(stream))
+    server.restart()
+    for i in range(4, 9):
+        out.put(number(i, IN_PARTS))
+    out.close()
+    batches = rest.result(SOON_S)
+    assert drain(batches) == [4, 5, 6, 7, 8]
+    assert {batch.info.epoch for batch in batches} == {meta(server, ring_name)["epoch"]}
+    assert first[0].info.epoch != batches[0].info.epoch
+    assert "waiting for it to be made anew" in caplog.text
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
+def test_a_server_that_comes_back_empty_while_a_sample_is_received_is_read_on(
+    own_server: OwnServer, ring_name, monkeypatch
+):
+    server = own_server()
+    out = sb.Producer(server.url, ring=ring_name, capacity="50MB", codec="raw", producers=1)
+    for i in range(5):
+        out.put(number(i, IN_PARTS))
+    out.flush()
+    fetch, asked = Ring.fetch, []
+
+    def late(ring, wanted):
+        asked.append(wanted)
+        if len(asked) == 3:
+            server.restart()
+        return fetch(ring, wanted)
+
+    monkeypatch.setattr(Ring, "fetch", late)
+    stream = iter(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=4, wait_s=SOON_S))
+    rest = background(lambda: drain(stream))
+    waits(rest, lambda: len(asked) >= 3, "it was receiving")
+    for i in range(5, 10):
+        out.put(number(i, IN_PARTS))
+    out.close()
+    assert rest.result(SOON_S) == [5, 6, 7, 8, 9]
+    assert reasons(server, ring_name) == [], "what the server lost is not damaged"
+    check_ledger(server, ring_name, "g")
+
+
+@pytest.mark.parametrize("group", ["g", None])
+def test_a_server_that_stays_away_is_named(own_server: OwnServer, ring_name, group):
+    server = own_server()
+    fill(server, ring_name, range(6), producers=0)
+    stream = iter(sb.Consumer(server.url, ring=ring_name, group=group, prefetch=0, reconnect_s=0.3))
+    assert values(next(stream)) == [0]
+    server.kill()
+    with pytest.raises(sb.ServerGoneError, match=r"redis\.sock"):
+        list(stream)
+
+
+def test_a_wrong_password_is_told_at_once(own_server: OwnServer, ring_name):
+    server = own_server(requirepass="right")
+    with pytest.raises(sb.ServerRefusedError, match="password"):
+        list(sb.Consumer(f"unix://:wrong@{server.socket_path}", ring=ring_name, group="g"))
+
+
+def test_a_server_that_forgets_the_scripts_is_told_them_again(server, ring_name):
+    fill(server, ring_name, range(20))
+    seen = []
+    for batch in sb.Consumer(server.url, ring=ring_name, group="g", batch_size=2, prefetch=0):
+        server.client().script_flush()
+        seen += values(batch)
+    assert seen == list(range(20))
+
+
+def test_a_group_that_is_dropped_under_its_reader_begins_anew(server, ring_name):
+    fill(server, ring_name, range(6), producers=0)
+    stream = iter(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=2, prefetch=0, wait_s=SOON_S))
+    assert values(next(stream)) == [0, 1]
+    with raw_ring(server, ring_name) as ring:
+        ring.drop("g")
+        ring.end()
+    assert drain(stream) == list(range(6))
+
+
+def test_a_reader_that_is_closed_while_it_waits_goes_quietly_and_at_once(server, ring_name, caplog):
+    fill(server, ring_name, range(2), producers=0)
+    consumer = sb.Consumer(server.url, ring=ring_name, group="g", wait_s=SOON_S)
+    stream = iter(consumer)
+    assert drain([next(stream), next(stream)]) == [0, 1]
+    waiting = background(lambda: list(stream))
+    eventually(lambda: pending(server, ring_name, "g") == [], "it waits")
+    began = time.monotonic()
+    consumer.close()
+    assert waiting.result(SOON_S) == []
+    assert time.monotonic() - began < 0.9, "it did not wait for the server"
+    assert members(server, ring_name, "g") == []
+    assert caplog.text == ""

@@ -1,0 +1,277 @@
+"""Whatever is done to a ring, in whatever order: the scripts and the plain model of them say and hold the same."""
+
+import contextlib
+import secrets
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from model import COUNTERS, Model
+from rings import Rig
+from servers import RunningServer
+from synthbroker.errors import RingEndedError, RingMismatchError, ShutOutError
+from synthbroker.replies import Incarnation
+from wires import sample_of
+
+SIZES = (8, 8, 3000, 9000)
+COSTS = {nbytes: sample_of(nbytes).cost_bytes for nbytes in SIZES}
+REUSES = {"once": "1", "thrice": "3", "ever": "inf"}
+READERS = ("f/0", "f/1", "g/0")
+
+names = st.sampled_from(["a", "b"])
+groups = st.sampled_from(sorted(REUSES))
+readers = st.sampled_from(READERS)
+sizes = st.sampled_from(SIZES)
+
+
+def seldom(times: int = 4) -> st.SearchStrategy[bool]:
+    """Draw True about once in so many times."""
+    return st.sampled_from([False] * (times - 1) + [True])
+
+
+class RingMachine(RuleBasedStateMachine):
+    """One ring on a server, and its model."""
+
+    def __init__(self, server: RunningServer) -> None:
+        super().__init__()
+        self.rig = Rig(server, f"m-{secrets.token_hex(6)}")
+        self.foreign = 0
+        self.model: Model
+
+    @initialize(
+        block=st.booleans(),
+        largest=st.integers(1, 9),
+        max_samples=st.sampled_from([0, 0, 7, 4, 1]),
+        producers=st.sampled_from([0, 0, 2]),
+        declared=st.lists(groups, unique=True, max_size=1),
+        joined=st.lists(st.tuples(groups, readers), max_size=3),
+    )
+    def make(
+        self, block: bool, largest: int, max_samples: int, producers: int, declared: list[str], joined: list[Any]
+    ) -> None:
+        capacity = largest * COSTS[9000]
+        self.asked: dict[str, Any] = {"capacity": capacity, "max_samples": max_samples, "producers": producers}
+        self.policy = "block" if block else "drop-oldest"
+        self.rig.open(self.policy, groups=tuple(declared), **self.asked)
+        self.model = Model(block=block, capacity=capacity, max_samples=max_samples, producers=producers)
+        for group in declared:
+            self.model.declare(group)
+        for name in "ab":
+            self.join_producer(name, "w1")
+        for group, reader in joined:
+            self.join_group(group, reader, REUSES[group])
+
+    # -- producers
+
+    def join_producer(self, name: str, word: str) -> None:
+        self.rig.producer(name, word)
+        self.model.join_producer(name, word, 0)
+
+    @rule(name=names, back=st.sampled_from([0, 0, 0, 0, -1, -2, 1]), count=st.integers(1, 6), nbytes=sizes)
+    def put(self, name: str, back: int, count: int, nbytes: int) -> None:
+        word, last = self.model.seqs[name]
+        self._put(name, word, range(max(last + 1 + back, 1), max(last + 1 + back, 1) + count), nbytes)
+
+    @rule(name=names, count=st.integers(3, 9))
+    def put_many_tiny_ones(self, name: str, count: int) -> None:
+        word, last = self.model.seqs[name]
+        self._put(name, word, range(last + 1, last + 1 + count), 8)
+
+    def _put(self, name: str, word: str, seqs: range, nbytes: int) -> None:
+        expected = self.model.commit(name, word, [(seq, COSTS[nbytes]) for seq in seqs])
+        try:
+            answer = self.rig.put(Incarnation(name, word), *seqs, nbytes=nbytes)
+        except (ShutOutError, RingEndedError) as error:
+            assert expected[0] == {ShutOutError: "SHUT", RingEndedError: "ENDED"}[type(error)]
+        else:
+            assert (answer.word, answer.last, answer.holder) == expected
+
+    @rule(name=names, nbytes=sizes, count=st.integers(1, 4), needed=st.sampled_from([0, 0, 0, 10_000]))
+    def room(self, name: str, nbytes: int, count: int, needed: int) -> None:
+        word, cost = self.model.seqs[name][0], count * COSTS[nbytes]
+        expected = self.model.room(name, word, cost, count, needed)
+        try:
+            answer = self.rig.ring.room(Incarnation(name, word), cost, count, free_bytes=needed)
+        except RingEndedError:
+            assert expected[0] == "ENDED"
+        else:
+            assert (answer.word, answer.holder) == expected
+
+    @precondition(lambda self: self.model.leases)
+    @rule(data=st.data())
+    def a_lease_runs_out(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.model.leases)))
+        lease = self.model.leases[name]
+        lease.over = True
+        self.rig.keys.hset(self.rig.key("leases"), name, f"{lease.cost} {lease.count} 5.000")
+
+    @rule(name=names, what=st.sampled_from(["beats", "restarts", "leaves", "closes", "older life writes"]))
+    def something_happens_to_a_producer(self, name: str, what: str) -> None:
+        word, last = self.model.seqs[name]
+        if what == "beats":
+            assert self.rig.ring.beat("producer", name, {})
+            if name in self.model.leases:
+                self.model.leases[name].over = False
+        elif what == "restarts":
+            self.join_producer(name, f"w{int(word[1:]) + 1}")
+        elif what == "older life writes":
+            self._put(name, "w0", range(last + 1, last + 2), 8)
+        else:
+            self.model.leave_producer(name, word, closed=what == "closes")
+            self.rig.ring.leave_producer(Incarnation(name, word), {}, closed=what == "closes")
+
+    # -- readers
+
+    def join_group(self, group: str, reader: str, reuse: str) -> None:
+        fits = self.model.join_group(group, f"{reader}:c1", reuse)
+        try:
+            self.rig.reader(group, reuse, reader)
+        except RingMismatchError:
+            assert not fits
+        else:
+            assert fits
+
+    @precondition(lambda self: self.model.seats())
+    @rule(data=st.data(), count=st.integers(1, 6), claim=seldom(3), min_fill=st.sampled_from([1, 1, 1, 3]))
+    def take(self, data: st.DataObject, count: int, claim: bool, min_fill: int) -> None:
+        group, reader = data.draw(st.sampled_from(self.model.seats()))
+        only = data.draw(st.sampled_from(["", "", "a"])) if group == "once" else ""
+        who = Incarnation(*reader.split(":"))
+        producers = [only] if only else []
+        taken = self.rig.take(
+            who, count, group, min_fill=min_fill, claim_after_s=60 if claim else -1, producers=producers
+        )
+        given = [(sample.number, sample.uses) for sample in taken.samples]
+        said = self.model.take(group, reader, count, min_fill=min_fill, claim=claim, only=only, given=given)
+        assert (taken.word, taken.held) == said
+
+    @precondition(lambda self: self.model.seats())
+    @rule(data=st.data())
+    def take_one_batch_and_be_done_with_the_one_before(self, data: st.DataObject) -> None:
+        group, reader = data.draw(st.sampled_from(self.model.seats()))
+        before = self.model.groups[group].held_by(reader)
+        taken = self.rig.take(Incarnation(*reader.split(":")), 2, group)
+        given = [(sample.number, sample.uses) for sample in taken.samples]
+        said = self.model.take(group, reader, 2, min_fill=1, claim=False, only="", given=given)
+        assert (taken.word, taken.held) == said
+        self._acknowledge(group, before)
+
+    @precondition(lambda self: self.model.groups)
+    @rule(data=st.data(), strays=st.lists(st.integers(1, 40), max_size=2))
+    def acknowledge(self, data: st.DataObject, strays: list[int]) -> None:
+        group = data.draw(st.sampled_from(sorted(self.model.groups)))
+        held = sorted(self.model.groups[group].pending)
+        left = data.draw(st.integers(0, len(held)))
+        self._acknowledge(group, [*held[left // 2 : len(held) - (left + 1) // 2], *strays])
+
+    def _acknowledge(self, group: str, numbers: list[int]) -> None:
+        expected = self.model.acknowledge(group, numbers)
+        assert self.rig.script("ack", self.rig.ring.epoch, group, *numbers) == ["OK", *expected]
+
+    @rule(group=groups, reader=readers, what=st.sampled_from(["joins", "joins", "differs", "leaves", "silent", "beats"]))
+    def something_happens_to_a_reader(self, group: str, reader: str, what: str) -> None:
+        member, seats = f"{reader}:c1", self.model.groups[group].registered if group in self.model.groups else {}
+        if what == "joins":
+            self.join_group(group, reader, REUSES[group])
+        elif what == "differs" and group in self.model.groups and self.model.groups[group].reuse:
+            self.join_group(group, reader, "7")
+        elif what == "leaves":
+            self.rig.ring.leave_group(Incarnation(reader, "c1"), group)
+            seats.pop(member, None)
+        elif what in {"silent", "beats"}:
+            assert self.rig.ring.beat("consumer", f"{group} {member}", {}) == (member in seats)
+            if member in seats:
+                seats[member] = what == "silent"
+                self.rig.keys.zadd(self.rig.key("consumers"), {f"{group} {member}": 5} if seats[member] else {"x": 1}, xx=True)
+
+    @rule(group=groups, reader=readers)
+    def who_is_not_registered_must_join(self, group: str, reader: str) -> None:
+        if (group, f"{reader}:c1") not in self.model.seats():
+            who = Incarnation(reader, "c1")
+            assert self.rig.ring.take(who, group, 1, min_fill=1, claim_after_s=60, producers=()) is None
+
+    # -- the ring itself
+
+    @rule(data=st.data(), what=st.sampled_from(["somebody writes", "group dropped", "ends"]), really=seldom())
+    def something_happens_to_the_ring(self, data: st.DataObject, what: str, really: bool) -> None:
+        if what == "somebody writes":
+            self._write_by_hand(data.draw(st.booleans()))
+        elif what == "ends" and really:
+            self.model.end()
+            self.rig.ring.end()
+        elif what == "group dropped" and really and self.model.groups:
+            group = data.draw(st.sampled_from(sorted(self.model.groups)))
+            self.model.drop_group(group)
+            self.rig.ring.drop(group)
+
+    def _write_by_hand(self, right_behind: bool) -> None:
+        """Write an entry behind the newest sample's id, or with an id of the server's own, far beyond ours."""
+        with contextlib.suppress(redis.ResponseError):  # an id too low: somebody wrote behind it before
+            entry_id = f"{self.model.next - 1}-7" if right_behind else "*"
+            self.rig.keys.xadd(self.rig.key("samples"), {"hello": "world"}, entry_id)
+            self.foreign += 1
+
+    @precondition(lambda self: self.model.ended)
+    @rule()
+    def reopen(self) -> None:
+        self.model.reopen()
+        self.rig.open(self.policy, reopen=True, **self.asked)
+
+    @invariant()
+    def everything_is_the_same(self) -> None:
+        model = self.model
+        seen = self.rig.snapshot()
+        seen = self.rig.balance(foreign=seen.stream_length - len(seen.live))
+        assert seen.stream_length - len(seen.live) + seen["foreign"] == self.foreign
+        assert (seen.live, seen["bytes"]) == (range(model.first, model.next), model.bytes)
+        assert seen.leases == {name: (lease.cost, lease.count) for name, lease in model.leases.items()}
+        assert seen.producers == {name: last for name, (_, last) in model.seqs.items()}
+        assert (seen["duplicates"], seen["closed"]) == (model.duplicates, model.closings)
+        assert (seen.meta["ended"] != "0") == model.ended
+        assert seen.meta["waiting"] == ("0" if model.waiting is None else "{} {}".format(*model.waiting))
+        assert set(seen.groups) == set(model.groups)
+        for name in model.groups:
+            self._same_group(name, seen.groups[name])
+
+    def _same_group(self, name: str, seen: Any) -> None:
+        group = self.model.groups[name]
+        assert max(seen.last_delivered, self.model.first - 1) == max(group.reach, self.model.first - 1)
+        assert {counter: seen[counter] for counter in COUNTERS} == group.counters
+        assert (seen["since"], seen.reuse) == (group.since, group.reuse)
+        assert set(seen.members) == group.consumers
+        pending = self.rig.keys.xpending_range(self.rig.key("samples"), name, "-", "+", 1000) if seen.pending else []
+        held = {int(one["message_id"].split(b"-")[0]): one["consumer"].decode() for one in pending}
+        assert held == group.pending
+        uses = self.rig.keys.zrange(self.rig.key(f"uses:{name}"), 0, -1, withscores=True)
+        assert {int(number): int(count) for number, count in uses} == group.uses
+
+    def teardown(self) -> None:
+        self.rig.ring.drop()
+        assert {key for key in self.rig.all_keys() if self.rig.keys.pttl(key) == -1} == set()
+        self.rig.way.close()
+
+
+def run(server: RunningServer, examples: int, steps: int) -> None:
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    how = settings(deadline=None, max_examples=examples, stateful_step_count=steps, suppress_health_check=slow)
+    run_state_machine_as_test(lambda: RingMachine(server), settings=how)
+
+
+@pytest.mark.slow
+def test_the_scripts_do_what_the_model_does(server: RunningServer) -> None:
+    run(server, examples=60, steps=50)
+
+
+def test_every_version_of_the_server_does_what_the_model_does(any_server: RunningServer) -> None:
+    run(any_server, examples=6, steps=30)
