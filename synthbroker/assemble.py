@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from synthbroker import codec, schema, wire
+from synthbroker import codec, cutting, schema, wire
 from synthbroker.batch import Batch, BatchInfo, TupleBatch
 from synthbroker.errors import DamagedSampleError
 from synthbroker.options import ReadOptions
@@ -62,7 +62,7 @@ def receive(ring: Ring, entry: wire.Entry, targets: dict[str, Array]) -> None:
     """
     head = entry.head
     blocks = [_block(tensor, targets) for tensor in head.tensors]
-    pieces = wire.scatter([size for size, _ in head.parts], blocks)
+    pieces = cutting.scatter([size for size, _ in head.parts], blocks)
     wanted = wire.parts_of(head, list(targets))
     if entry.data is not None:
         _copy(entry.data, pieces)

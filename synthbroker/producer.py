@@ -192,7 +192,7 @@ class Producer:
         Raises:
             ValueError: The arrays, recipes or metadata are not all N long. Errors of `put` besides.
         """
-        many = _split(samples) if isinstance(samples, Mapping) else list(samples)
+        many = tensors.split(samples) if isinstance(samples, Mapping) else list(samples)
         for what, texts in ("recipes", recipes), ("metadata", metadata):
             if texts is not None and len(texts) != len(many):
                 raise ValueError(f"{len(texts)} {what} for {len(many)} samples")
@@ -324,7 +324,7 @@ class Producer:
         self, arrays: dict[str, Array], metadata: Mapping[str, str], recipe: Mapping[str, Any]
     ) -> Encoded | None:
         if self._finite:
-            reason = _not_finite(arrays)
+            reason = tensors.not_finite(arrays)
             if reason:
                 self._keep_trying(lambda: self._ring.quarantine(reason=reason, producer=self.name, recipe=recipe))
                 return None
@@ -400,22 +400,3 @@ class Producer:
             f"{about['samples_per_s']:.1f}/s, {units.format_size(about['bytes_per_s'])}/s, "
             f"blocked {about['blocked_share']:.0%}, quarantined {about['quarantined']}"
         )
-
-
-def _split(samples: Mapping[str, Any]) -> list[dict[str, Array]]:
-    arrays = tensors.as_sample(samples, None)
-    lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
-    if len(set(lengths.values())) != 1 or None in lengths.values():
-        raise ValueError(f"put_batch takes arrays that share their first size, got {lengths}")
-    # [i : i + 1] and reshape instead of [i]: a scalar would lose its dtype's array.
-    (length,) = set(lengths.values())
-    return [
-        {name: array[i : i + 1].reshape(array.shape[1:]) for name, array in arrays.items()} for i in range(length or 0)
-    ]
-
-
-def _not_finite(arrays: Mapping[str, Array]) -> str | None:
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biu" and not np.isfinite(array).all():
-            return f"{name} has NaN or infinity"
-    return None

@@ -115,7 +115,8 @@ class Reader:
             finally:
                 self.source.close()
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the training loop
-            self._error = error
+            if not self._stop.is_set():  # closing takes the connection away from under whatever waits
+                self._error = error
         with self._changed:
             self._ended = True
             self._changed.notify_all()

@@ -69,6 +69,31 @@ def to_torch(array: Array) -> Any:
     return torch.from_numpy(array.view(same_size)).view(getattr(torch, name))
 
 
+def split(samples: Mapping[str, Any]) -> list[dict[str, Array]]:
+    """Split arrays that share their first size into samples.
+
+    Raises:
+        ValueError: They do not. Errors of `as_sample` besides.
+    """
+    arrays = as_sample(samples, None)
+    lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or None in lengths.values():
+        raise ValueError(f"put_batch takes arrays that share their first size, got {lengths}")
+    # [i : i + 1] and reshape instead of [i]: a scalar would lose its dtype's array.
+    (length,) = set(lengths.values())
+    return [
+        {name: array[i : i + 1].reshape(array.shape[1:]) for name, array in arrays.items()} for i in range(length or 0)
+    ]
+
+
+def not_finite(arrays: Mapping[str, Array]) -> str | None:
+    """Name a field that has NaN or infinity, if any."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biu" and not np.isfinite(array).all():
+            return f"{name} has NaN or infinity"
+    return None
+
+
 def _from_torch(name: str, tensor: Any, torch: Any) -> Array:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         raise TypeError(f"field {name!r} is a {tensor.layout} tensor on {tensor.device}: only dense ones can be sent")

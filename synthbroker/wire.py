@@ -35,29 +35,16 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import xxhash
 
-from synthbroker import codec, schema
+from synthbroker import codec, cutting, schema
 from synthbroker.errors import DamagedSampleError
 from synthbroker.schema import Array, Schema
 
 VERSION = 1
 INLINE_BYTES = 6 * 1024
-LARGEST_PART_BYTES = 4 * 2**20 - 64 * 2**10
 LARGEST_HEAD_BYTES = 1 << 20
 LARGEST_TEXT_BYTES = 16 * 1024
 SPEC_CHARACTERS = 200
-
-# What a stored string takes beside its bytes: header and line end inside the allocation, key, dictionary entry and
-# object outside; and an entry beside its text: node of the stream, ids, line of the index. Measured with MEMORY USAGE
-# and used_memory on Redis 7.0.15 (jemalloc), rounded up.
-_STRING_SLACK_BYTES = 64
-_PART_OVERHEAD_BYTES = 176
-_ENTRY_OVERHEAD_BYTES = 320
-_ENTRY_FIELDS_BYTES = 160
-_OWN_NODE_BYTES = 1920  # from here on two entries no longer share a node of the stream, an allocation of 4096 bytes
-_SMALLEST_CUT_BYTES = 8 * 1024
-_MOST_WASTE = 0.04
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ class Encoded:
 
     def parts(self) -> list[list[memoryview]]:
         """Cut the payload: for each part the pieces it is made of."""
-        return scatter(self.part_sizes, self.payload)
+        return cutting.scatter(self.part_sizes, self.payload)
 
 
 @dataclass(frozen=True)
@@ -153,7 +140,8 @@ def encode(
     payload = tuple(data for _, data in packed.values() if data.nbytes)
     size = sum(data.nbytes for data in payload)
     inline = size <= INLINE_BYTES
-    sizes = ((size,) if size else ()) if inline else cut(size)
+    sizes = ((size,) if size else ()) if inline else cutting.cut(size)
+    pieces = cutting.scatter(sizes, payload)
     head = msgpack.packb(
         {
             "v": VERSION,
@@ -161,7 +149,7 @@ def encode(
                 [name, schema.dtype_name(array.dtype), list(array.shape), packed[name][0], packed[name][1].nbytes]
                 for name, array in sample.items()
             ],
-            "p": [[size, checksum(part)] for size, part in zip(sizes, scatter(sizes, payload), strict=True)],
+            "p": [[size, cutting.checksum(part)] for size, part in zip(sizes, pieces, strict=True)],
             **pack_texts(metadata, recipe),
         }
     )
@@ -171,7 +159,6 @@ def encode(
         )
     text = str(schema.infer(sample))
     spec = text if len(text) <= SPEC_CHARACTERS else text[: SPEC_CHARACTERS - 1] + "…"
-    strings = 0 if inline else sum(allocated(part) + _PART_OVERHEAD_BYTES for part in sizes)
     text_bytes = len(head) + len(spec.encode()) + (size if inline else 0)
     return Encoded(
         spec=spec,
@@ -180,13 +167,8 @@ def encode(
         payload=payload,
         part_sizes=sizes,
         inline=inline,
-        cost_bytes=strings + _entry_cost(text_bytes),
+        cost_bytes=cutting.cost(() if inline else sizes, text_bytes),
     )
-
-
-def _entry_cost(text_bytes: int) -> int:
-    held = text_bytes if text_bytes < _OWN_NODE_BYTES else allocated(text_bytes + _ENTRY_FIELDS_BYTES)
-    return held + _ENTRY_OVERHEAD_BYTES
 
 
 def pack_texts(metadata: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,52 +193,6 @@ def pack_texts(metadata: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[s
     return {"m": dict(metadata), "r": text}
 
 
-def cut(size: int) -> tuple[int, ...]:
-    """Cut a payload into parts whose length plus header fits an allocator's size class closely."""
-    full, rest = divmod(size, LARGEST_PART_BYTES)
-    sizes = [LARGEST_PART_BYTES] * full
-    while rest:
-        piece = rest
-        if rest >= _SMALLEST_CUT_BYTES and allocated(rest) - rest > _MOST_WASTE * rest:
-            piece = _class_below(rest) - _STRING_SLACK_BYTES
-        sizes.append(piece)
-        rest -= piece
-    return tuple(sizes)
-
-
-def allocated(size: int) -> int:
-    """Bytes that jemalloc gives for a stored string: four size classes for each doubling (jemalloc.net, manual)."""
-    step = _class_step(size + _STRING_SLACK_BYTES)
-    return -(-(size + _STRING_SLACK_BYTES) // step) * step
-
-
-def _class_step(size: int) -> int:
-    return max(16, 1 << max((size - 1).bit_length() - 3, 0))
-
-
-def _class_below(size: int) -> int:
-    step = _class_step(size)
-    return size // step * step
-
-
-def scatter(part_sizes: Sequence[int], blocks: Sequence[memoryview]) -> list[list[memoryview]]:
-    """Say for each part which pieces of the blocks, laid end to end, it covers. Nothing is copied."""
-    pieces: list[list[memoryview]] = []
-    block, offset = 0, 0
-    for size in part_sizes:
-        part: list[memoryview] = []
-        missing = size
-        while missing:
-            while offset == blocks[block].nbytes:
-                block, offset = block + 1, 0
-            piece = blocks[block][offset : offset + missing]
-            part.append(piece)
-            offset += piece.nbytes
-            missing -= piece.nbytes
-        pieces.append(part)
-    return pieces
-
-
 def parts_of(head: Head, names: Sequence[str]) -> list[int]:
     """List the parts that hold anything of these tensors."""
     ends = list(itertools.accumulate(tensor.packed_bytes for tensor in head.tensors))
@@ -271,14 +207,6 @@ def parts_of(head: Head, names: Sequence[str]) -> list[int]:
             found.append(index)
         start += size
     return found
-
-
-def checksum(pieces: Sequence[memoryview]) -> int:
-    """Compute xxh3-64 over pieces laid end to end."""
-    digest = xxhash.xxh3_64()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.intdigest()
 
 
 def read_entry(fields: Mapping[bytes, bytes]) -> Entry:
@@ -355,7 +283,7 @@ def _is_size(value: object) -> bool:
 
 
 def _read_part(size: int, digest: int) -> tuple[int, int]:
-    if type(size) is not int or type(digest) is not int or not 0 < size <= LARGEST_PART_BYTES:
+    if type(size) is not int or type(digest) is not int or not 0 < size <= cutting.LARGEST_PART_BYTES:
         raise DamagedSampleError(f"a part of {size!r:.40} bytes")
     return size, digest
 
@@ -401,5 +329,5 @@ def check_part(index: int, part: tuple[int, int], pieces: Sequence[memoryview]) 
     Raises:
         DamagedSampleError: Its checksum is not the one in the head.
     """
-    if checksum(pieces) != part[1]:
+    if cutting.checksum(pieces) != part[1]:
         raise DamagedSampleError(f"part {index} ({part[0]} bytes) is damaged: its checksum differs from the head's")

@@ -211,7 +211,7 @@ class Model:
         if not self.block and not self.ended:
             self._step_forward(group, count)
         expected += self._fresh(group, reader, count - len(expected), only)
-        drained = self.ended and group.reach >= self.next - 1
+        drained = self.ended and max(group.reach, self.first - 1) >= self.next - 1
         assert given[: len(expected)] == expected
         again = given[len(expected) :]
         if group.limit > 1 and not (drained and group.limit == math.inf):

@@ -157,7 +157,9 @@ def test_a_transform_of_tuples_gives_tuples(server, ring_name, reader):
     assert batch["x"].tolist() == [[i + 1] * 4 for i in range(4)]
 
 
-@pytest.mark.parametrize("made", [tuple, list, lambda samples: {"all": len(samples)}, len], ids=str)
+@pytest.mark.parametrize(
+    "made", [tuple, list, lambda samples: {"all": len(samples)}, len], ids=["tuple", "list", "dict", "int"]
+)
 def test_collate_makes_whatever_it_likes(server, ring_name, reader, made):
     fill(server, ring_name, range(3))
     (batch,) = reader(batch_size=3, collate=made)

@@ -329,18 +329,20 @@ def test_a_server_that_comes_back_empty_while_a_sample_is_received_is_read_on(
     for i in range(5):
         out.put(number(i, IN_PARTS))
     out.flush()
-    fetch, asked = Ring.fetch, []
+    fetch, asked, restarted = Ring.fetch, [], threading.Event()
 
     def late(ring, wanted):
         asked.append(wanted)
         if len(asked) == 3:
-            server.restart()
+            assert restarted.wait(SOON_S)
         return fetch(ring, wanted)
 
     monkeypatch.setattr(Ring, "fetch", late)
     stream = iter(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=4, wait_s=SOON_S))
     rest = background(lambda: drain(stream))
-    waits(rest, lambda: len(asked) >= 3, "it was receiving")
+    waits(rest, lambda: len(asked) >= 3, "it is receiving")
+    server.restart()
+    restarted.set()
     for i in range(5, 10):
         out.put(number(i, IN_PARTS))
     out.close()

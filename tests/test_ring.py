@@ -220,6 +220,17 @@ def test_a_lease_ends_with_its_holder(rig: Rig) -> None:
     assert rig.balance().leases == {}
 
 
+def test_who_leaves_makes_room_and_says_so(rig: Rig) -> None:
+    rig.open(capacity=1000)
+    one, two = rig.producer("one"), rig.producer("two")
+    rig.ring.room(one, 800, 1)
+    answer = rig.ring.room(two, 800, 1)
+    assert answer.word == "FULL"
+    rig.ring.leave_producer(one, {}, closed=False)
+    assert rig.keys.xread({rig.key("room"): answer.room_id}, count=1), "who waits is woken"
+    assert rig.ring.room(two, 800, 1).word == "OK"
+
+
 def lease(rig: Rig, who: Incarnation, cost: int, seconds: float) -> str:
     """Ask for room for so long; a lease of negative length has ended."""
     return str(rig.script("room", rig.ring.epoch, who.name, who.word, cost, 1, seconds, 0)[0])

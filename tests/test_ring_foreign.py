@@ -96,6 +96,7 @@ def test_what_dead_readers_hold_is_still_claimed_after_healing(rig: Rig) -> None
     who, dead = rig.producer(), rig.reader(name="dead/0")
     rig.put(who, 1, 2, 3)
     assert rig.numbers(dead) == [1, 2, 3]
+    rig.keys.xclaim(rig.key("samples"), "train", str(dead), 0, ["2-0"])  # given twice already
     before = rig.keys.xpending_range(rig.key("samples"), "train", "-", "+", 10)
     write(rig, "*")
     rig.put(who, 4)

@@ -55,7 +55,7 @@ class RingMachine(RuleBasedStateMachine):
         max_samples=st.sampled_from([0, 0, 7, 4, 1]),
         producers=st.sampled_from([0, 0, 2]),
         declared=st.lists(groups, unique=True, max_size=1),
-        joined=st.lists(st.tuples(groups, readers), max_size=3),
+        joined=st.lists(st.tuples(groups, readers), min_size=1, max_size=6),
     )
     def make(
         self, block: bool, largest: int, max_samples: int, producers: int, declared: list[str], joined: list[Any]
@@ -143,7 +143,7 @@ class RingMachine(RuleBasedStateMachine):
             assert fits
 
     @precondition(lambda self: self.model.seats())
-    @rule(data=st.data(), count=st.integers(1, 6), claim=seldom(3), min_fill=st.sampled_from([1, 1, 1, 3]))
+    @rule(data=st.data(), count=st.integers(1, 6), claim=st.booleans(), min_fill=st.sampled_from([1, 1, 1, 3]))
     def take(self, data: st.DataObject, count: int, claim: bool, min_fill: int) -> None:
         group, reader = data.draw(st.sampled_from(self.model.seats()))
         only = data.draw(st.sampled_from(["", "", "a"])) if group == "once" else ""
@@ -179,21 +179,32 @@ class RingMachine(RuleBasedStateMachine):
         expected = self.model.acknowledge(group, numbers)
         assert self.rig.script("ack", self.rig.ring.epoch, group, *numbers) == ["OK", *expected]
 
-    @rule(group=groups, reader=readers, what=st.sampled_from(["joins", "joins", "differs", "leaves", "silent", "beats"]))
+    @rule(group=groups, reader=readers, what=st.sampled_from(["joins", "joins", "differs", "beats"]))
     def something_happens_to_a_reader(self, group: str, reader: str, what: str) -> None:
         member, seats = f"{reader}:c1", self.model.groups[group].registered if group in self.model.groups else {}
         if what == "joins":
             self.join_group(group, reader, REUSES[group])
         elif what == "differs" and group in self.model.groups and self.model.groups[group].reuse:
             self.join_group(group, reader, "7")
-        elif what == "leaves":
-            self.rig.ring.leave_group(Incarnation(reader, "c1"), group)
-            seats.pop(member, None)
-        elif what in {"silent", "beats"}:
+        elif what == "beats":
             assert self.rig.ring.beat("consumer", f"{group} {member}", {}) == (member in seats)
             if member in seats:
-                seats[member] = what == "silent"
-                self.rig.keys.zadd(self.rig.key("consumers"), {f"{group} {member}": 5} if seats[member] else {"x": 1}, xx=True)
+                seats[member] = False
+
+    @precondition(lambda self: self.model.seats())
+    @rule(data=st.data(), silently=st.booleans(), really=seldom(2))
+    def a_reader_is_gone(self, data: st.DataObject, silently: bool, really: bool) -> None:
+        seats = self.model.seats()
+        holding = [(group, reader) for group, reader in seats if self.model.groups[group].held_by(reader)]
+        group, reader = data.draw(st.sampled_from(holding or seats))
+        if not (really or holding):
+            return
+        if silently:
+            self.rig.keys.zadd(self.rig.key("consumers"), {f"{group} {reader}": 5})
+            self.model.groups[group].registered[reader] = True
+        else:
+            self.rig.ring.leave_group(Incarnation(*reader.split(":")), group)
+            del self.model.groups[group].registered[reader]
 
     @rule(group=groups, reader=readers)
     def who_is_not_registered_must_join(self, group: str, reader: str) -> None:
@@ -270,8 +281,8 @@ def run(server: RunningServer, examples: int, steps: int) -> None:
 
 @pytest.mark.slow
 def test_the_scripts_do_what_the_model_does(server: RunningServer) -> None:
-    run(server, examples=60, steps=50)
+    run(server, examples=200, steps=50)
 
 
 def test_every_version_of_the_server_does_what_the_model_does(any_server: RunningServer) -> None:
-    run(any_server, examples=6, steps=30)
+    run(any_server, examples=15, steps=40)

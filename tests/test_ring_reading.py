@@ -3,7 +3,7 @@
 import pytest
 
 from rings import BIG, Rig
-from synthbroker import wire
+from synthbroker import cutting, wire
 from synthbroker.errors import RingMismatchError
 from synthbroker.replies import Incarnation
 
@@ -42,7 +42,7 @@ def test_parts_are_fetched_into_memory_and_missing_ones_are_told(rig: Rig, missi
     rig.put(rig.producer(), 1, nbytes=BIG)
     entry = wire.read_entry(rig.take(rig.reader()).samples[0].fields)
     memory = bytearray(entry.head.payload_bytes)
-    pieces = wire.scatter([size for size, _ in entry.head.parts], [memoryview(memory)])
+    pieces = cutting.scatter([size for size, _ in entry.head.parts], [memoryview(memory)])
     for i in missing:
         rig.keys.rename(rig.key(f"part:{entry.uid}:{i}"), "elsewhere")
     there = rig.ring.fetch([(f"{entry.uid}:{i}", part) for i, part in enumerate(pieces)])
@@ -252,6 +252,17 @@ def test_the_end_comes_when_everything_was_given(rig: Rig) -> None:
     assert rig.numbers(reader) == [4]
 
 
+def test_the_end_comes_also_where_everything_was_evicted_unseen(rig: Rig) -> None:
+    rig.open("drop-oldest", max_samples=3)
+    who, reader = rig.producer(), rig.reader()
+    rig.put(who, 1, 2, 3)
+    assert rig.ring.room(who, 1000, 3).word == "OK", "everything leaves for what never comes"
+    assert rig.take(reader).word == "EMPTY"
+    rig.ring.end()
+    assert rig.take(reader).word == "END"
+    assert rig.balance().groups["train"]["lost"] == 3
+
+
 def test_the_end_waits_for_what_others_hold_and_may_leave_behind(rig: Rig) -> None:
     rig.open()
     reader, worker, other = rig.reader(), rig.reader(name="f/1"), rig.reader(name="g/0")
@@ -282,6 +293,8 @@ def test_a_ring_ends_when_as_many_producers_as_declared_have_closed(rig: Rig, cl
     assert not rig.open(producers=2, reopen=True).ended
     rig.ring.leave_producer(rig.producer("a", "w2"), {}, closed=True)
     assert not rig.ring.read_meta().ended, "a reopened ring counts anew"
+    rig.ring.leave_producer(rig.producer("b", "w2"), {}, closed=True)
+    assert rig.ring.read_meta().ended
 
 
 def test_a_goodbye_said_twice_counts_once(rig: Rig) -> None:

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthbroker import codec, schema, wire
+from synthbroker import codec, cutting, schema, wire
 from synthbroker.codec import CODECS, RAW
+from synthbroker.cutting import LARGEST_PART_BYTES
 from synthbroker.errors import DamagedSampleError
 from synthbroker.schema import DTYPES, Array
-from synthbroker.wire import INLINE_BYTES, LARGEST_PART_BYTES, LARGEST_TEXT_BYTES
+from synthbroker.wire import INLINE_BYTES, LARGEST_TEXT_BYTES
 from wires import decode, encode, entry_of
 
 calm = settings(deadline=None)
@@ -167,17 +168,17 @@ def class_of(size: int) -> int:
 @calm
 @given(st.integers(1, 1 << 23))
 def test_the_allocator_is_foreseen(size: int) -> None:
-    assert wire.allocated(size) == class_of(size + 64)
+    assert cutting.allocated(size) == class_of(size + 64)
 
 
 @calm
 @given(st.integers(0, 1 << 36) | st.integers(0, 1 << 20))
 def test_a_payload_is_cut_into_parts_that_waste_little(size: int) -> None:
-    sizes = wire.cut(size)
+    sizes = cutting.cut(size)
     assert sum(sizes) == size
     assert all(0 < part <= LARGEST_PART_BYTES for part in sizes)
     assert len(sizes) <= size // LARGEST_PART_BYTES + 8
-    assert sum(map(wire.allocated, sizes)) <= 1.04 * size + 8 * 1024
+    assert sum(map(cutting.allocated, sizes)) <= 1.04 * size + 8 * 1024
 
 
 @calm
@@ -199,7 +200,7 @@ def test_parts_cover_the_blocks_end_to_end_without_copying(blocks: list[bytes], 
     sizes: list[int] = []
     for size in [*cuts, len(whole)]:
         sizes.append(min(size, len(whole) - sum(sizes)))
-    parts = wire.scatter([size for size in sizes if size], views)
+    parts = cutting.scatter([size for size in sizes if size], views)
     assert b"".join(piece for part in parts for piece in part) == whole
     assert [sum(piece.nbytes for piece in part) for part in parts] == [size for size in sizes if size]
     assert all(piece.nbytes and piece.obj in blocks for part in parts for piece in part)
@@ -210,7 +211,7 @@ def test_parts_cover_the_blocks_end_to_end_without_copying(blocks: list[bytes], 
 def test_a_checksum_does_not_see_how_the_bytes_lie(data: bytes, cuts: list[int]) -> None:
     marks = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
     pieces = [memoryview(data)[a:b] for a, b in pairwise(marks)]
-    assert wire.checksum(pieces) == wire.checksum([memoryview(data)])
+    assert cutting.checksum(pieces) == cutting.checksum([memoryview(data)])
 
 
 @pytest.mark.parametrize("where", [0, 500, 999])

@@ -12,9 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from synthbroker import schema, wire
+from synthbroker.cutting import LARGEST_PART_BYTES
 from synthbroker.errors import DamagedSampleError
 from synthbroker.schema import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS
-from synthbroker.wire import LARGEST_HEAD_BYTES, LARGEST_PART_BYTES
+from synthbroker.wire import LARGEST_HEAD_BYTES
 from wires import encode, entry_of
 
 often = settings(deadline=None, max_examples=300)

@@ -206,7 +206,7 @@ if tonumber(ARGV[6]) >= 0 then claim(tonumber(ARGV[6])) end
 if not ring.block and not ring.ended then step_forward() end
 take_fresh()
 if ring.block and tally.skipped and load_waiting() then tell_room(name) end
-local drained = ring.ended and group.delivered >= ring.next - 1
+local drained = ring.ended and math.max(group.delivered, ring.first - 1) >= ring.next - 1
 if limit > 1 and not (drained and limit == math.huge) then take_again() end
 if #given > 0 then return reply('OK') end
 if drained and not awaited() then return reply('END') end

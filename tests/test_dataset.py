@@ -1,0 +1,415 @@
+"""The torch side: every way to run a DataLoader gives every sample once, and only the training process acknowledges."""
+
+import copy
+import itertools
+import pickle
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import synthbroker as sb
+from servers import eventually
+from tools import (
+    IN_PARTS,
+    SOON_S,
+    background,
+    check_ledger,
+    counters,
+    drain,
+    fill,
+    members,
+    pending,
+    raw_ring,
+    reasons,
+    values,
+)
+
+# What torch says about this machine, or Python about forking a process with threads; neither is about us.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create . worker processes:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def dataset(server, ring_name):
+    """Give a factory of datasets of the test's ring, each closed at the end."""
+    made = []
+
+    def make(group="g", **options):
+        made.append(sb.RingDataset(server.url, ring=ring_name, **{"group": group, "wait_s": SOON_S} | options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def loader_of(kind, dataset, **options):
+    return dataset.loader(**options) if kind == "loader" else DataLoader(dataset, batch_size=None, **options)
+
+
+# -- every way to run it
+
+WAYS = [
+    ("loader", {}),
+    ("loader", {"pin_memory": True}),
+    ("loader", {"num_workers": 1, "multiprocessing_context": "fork"}),
+    ("loader", {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True}),
+    ("loader", {"num_workers": 2, "multiprocessing_context": "fork", "persistent_workers": True, "pin_memory": True}),
+    ("loader", {"num_workers": 2, "multiprocessing_context": "forkserver", "pin_memory": True}),
+    ("loader", {"num_workers": 4, "multiprocessing_context": "fork", "prefetch_factor": 1}),
+    ("plain", {}),
+    ("plain", {"num_workers": 1, "multiprocessing_context": "forkserver"}),
+    ("plain", {"num_workers": 2, "multiprocessing_context": "fork", "pin_memory": True}),
+    ("plain", {"num_workers": 2, "multiprocessing_context": "spawn", "persistent_workers": True}),
+    ("plain", {"num_workers": 4, "multiprocessing_context": "fork"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), WAYS, ids=[f"{kind}-{'-'.join(map(str, o.values()))}" for kind, o in WAYS]
+)
+def test_every_way_gives_every_sample_once(server, ring_name, dataset, kind, options):
+    fill(server, ring_name, range(50), size=IN_PARTS)
+    batches = list(loader_of(kind, dataset(batch_size=4), **options))
+    assert sorted(drain(batches)) == list(range(50))
+    for batch in batches:
+        assert type(batch) is sb.Batch
+        assert isinstance(batch["x"], torch.Tensor)
+        assert [recipe["n"] for recipe in batch.info.recipes] == values(batch)
+        assert batch.info.uses == (1,) * len(batch["n"])
+    assert pending(server, ring_name, "g") == []
+    eventually(lambda: kind == "loader" or members(server, ring_name, "g") == [], "the workers have left")
+    check_ledger(server, ring_name, "g")
+
+
+@pytest.mark.parametrize("kind", ["loader", "plain"])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_fewer_samples_than_workers_end_cleanly(server, ring_name, dataset, kind, count):
+    fill(server, ring_name, range(count), schema="n:i64[] x:f32[4]")
+    batches = loader_of(kind, dataset(), num_workers=4, multiprocessing_context="fork")
+    assert sorted(drain(batches)) == list(range(count))
+    assert count == 0 or pending(server, ring_name, "g") == []
+
+
+def test_workers_read_a_full_ring_to_its_end(server, ring_name, dataset):
+    done = background(lambda: fill(server, ring_name, range(60), size=IN_PARTS, capacity="500kB", groups=("g",)))
+    batches = dataset(batch_size=2).loader(num_workers=2, multiprocessing_context="fork")
+    assert sorted(drain(batches)) == list(range(60))
+    assert done.result(SOON_S).samples == 60
+    check_ledger(server, ring_name, "g")
+
+
+def test_workers_share_the_live_ring_without_a_group(server, ring_name, dataset):
+    fill(server, ring_name, range(30))
+    loader = dataset(None, batch_size=4).loader(num_workers=2, multiprocessing_context="fork")
+    for _ in range(2):
+        assert sorted(drain(loader)) == list(range(30))
+
+
+# -- what comes through
+
+
+def test_a_users_exception_in_a_worker_comes_with_its_own_traceback(server, ring_name, dataset):
+    fill(server, ring_name, range(8))
+
+    def trip_over_five(sample):
+        if sample["n"] == 5:
+            raise ZeroDivisionError("five")
+        return sample
+
+    loader = dataset(batch_size=2, transform=trip_over_five).loader(num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(ZeroDivisionError, match="in trip_over_five") as caught:
+        list(loader)
+    assert "five" in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_our_own_errors_come_out_of_workers_as_what_they_are(server, ring_name, dataset, num_workers):
+    fill(server, ring_name, range(3), producers=0)
+    loader = dataset(wait_s=0.1).loader(num_workers=num_workers)
+    seen = []
+    with pytest.raises(sb.StarvedError, match=ring_name):
+        seen.extend(values(batch) for batch in loader)
+    assert seen == [[0], [1], [2]]
+
+
+def test_tuples_come_through_workers(server, ring_name, dataset):
+    fill(server, ring_name, range(8))
+    for batch in dataset(batch_size=4, fields=("x", "n")).loader(num_workers=1, pin_memory=True):
+        assert type(batch) is sb.TupleBatch
+        x, n = batch
+        assert (x == n[:, None]).all()
+        assert batch["n"] is n
+        assert len(batch.info.ids) == 4
+
+
+def test_what_collate_makes_comes_through_workers_and_is_acknowledged(server, ring_name, dataset):
+    fill(server, ring_name, range(8))
+    loader = dataset(batch_size=4, collate=len).loader(num_workers=1, multiprocessing_context="fork")
+    assert list(loader) == [4, 4]
+    assert pending(server, ring_name, "g") == []
+
+
+@pytest.mark.parametrize("fields", [None, ("x", "n")])
+def test_a_batch_goes_to_a_device_with_its_info(server, ring_name, dataset, fields):
+    fill(server, ring_name, range(3), schema="n:i64[] x:f32[*]")
+    (batch,) = dataset(batch_size=3, fields=fields)
+    moved = batch.to("meta", non_blocking=True)
+    assert type(moved) is type(batch)
+    assert moved.info is batch.info
+    assert moved["n"].device.type == "meta"
+    assert [x.device.type for x in moved["x"]] == ["meta"] * 3
+    assert batch["n"].device.type == "cpu"
+
+
+@pytest.mark.parametrize("fields", [None, ("x", "n")])
+@pytest.mark.parametrize(
+    "same", [copy.copy, copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))], ids=["copy", "deep", "pickle"]
+)
+def test_a_batch_may_be_copied_and_pickled(server, ring_name, dataset, fields, same):
+    fill(server, ring_name, range(3))
+    (batch,) = dataset(batch_size=3, fields=fields)
+    other = same(batch)
+    assert type(other) is type(batch)
+    assert other.info == batch.info
+    assert torch.equal(other["x"], batch["x"])
+    assert values(other) == [0, 1, 2] if fields is None else other.names == ("x", "n")
+
+
+def test_a_dataset_may_be_pickled_and_copied_while_it_reads(server, ring_name, dataset):
+    fill(server, ring_name, range(40))
+    first = dataset(batch_size=2, prefetch=1)
+    stream = iter(first)
+    seen = values(next(stream))
+    for other in pickle.loads(pickle.dumps(first)), copy.copy(first), copy.deepcopy(first):
+        stream_of_other = iter(other)
+        seen += values(next(stream_of_other))
+        stream_of_other.close()
+        other.close()
+    assert seen[:2] == [0, 1]
+    seen += drain(stream)
+    assert len(set(seen)) == len(seen) - len(pending(server, ring_name, "g"))
+
+
+def test_a_process_that_reads_may_fork_workers(server, ring_name, dataset):
+    fill(server, ring_name, range(40))
+    here = dataset(batch_size=2, prefetch=1)
+    stream = iter(here)
+    seen = values(next(stream))
+    seen += drain(here.loader(num_workers=1, multiprocessing_context="fork"))
+    seen += drain(stream)
+    assert sorted(seen) == list(range(40))
+    check_ledger(server, ring_name, "g")
+
+
+# -- epochs and breaks
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}],
+    ids=["here", "workers", "persistent"],
+)
+def test_an_epoch_has_a_length_and_the_next_one_goes_on(server, ring_name, dataset, options):
+    fill(server, ring_name, range(30))
+    data = dataset(batch_size=4, epoch_size=10)
+    loader = data.loader(**options)
+    assert len(data) == len(loader) == 3
+    epochs = [[values(batch) for batch in loader] for _ in range(3)]
+    assert [sorted(map(len, epoch)) for epoch in epochs] == [[2, 4, 4]] * 3
+    assert sorted(n for epoch in epochs for batch in epoch for n in batch) == list(range(30))
+    with pytest.raises(sb.RingEndedError):
+        for _ in range(3):
+            list(loader)
+    del loader
+
+
+def test_a_worker_without_a_batch_in_an_epoch_keeps_nothing_from_the_others(server, ring_name, dataset):
+    fill(server, ring_name, range(10))
+    loader = dataset(batch_size=2, epoch_size=2).loader(num_workers=2, persistent_workers=True)
+    epochs = [drain(loader) for _ in range(5)]
+    assert sorted(itertools.chain(*epochs)) == list(range(10))
+    assert [len(epoch) for epoch in epochs] == [2] * 5
+    del loader
+
+
+def test_without_an_epoch_there_is_no_length(dataset):
+    with pytest.raises(TypeError, match="epoch_size=N"):
+        len(dataset())
+    with pytest.raises(TypeError, match="epoch_size=N"):
+        len(dataset().loader())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}],
+    ids=["here", "workers", "persistent"],
+)
+def test_a_loop_that_was_left_goes_on_without_losing_or_doubling(server, ring_name, dataset, options):
+    fill(server, ring_name, range(60))
+    loader = dataset(batch_size=2).loader(**options)
+    seen = []
+    for _ in range(3):
+        for batch in itertools.islice(loader, 4):
+            seen += values(batch)
+    assert len(seen) == 24
+    seen += drain(loader)
+    assert sorted(seen) == list(range(60))
+    assert pending(server, ring_name, "g") == []
+    assert counters(server, ring_name, "g")["doubled"] == 0
+    check_ledger(server, ring_name, "g")
+    del loader
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_reading_on_after_the_end_is_told(server, ring_name, dataset, num_workers):
+    fill(server, ring_name, range(6))
+    loader = dataset(batch_size=2).loader(num_workers=num_workers)
+    assert sorted(drain(loader)) == list(range(6))
+    with pytest.raises(sb.RingEndedError, match=ring_name):
+        list(loader)
+
+
+# -- acknowledging
+
+
+@pytest.mark.parametrize(("ack", "done"), [("next", 4), ("delivered", 6)])
+def test_only_the_training_process_acknowledges(server, ring_name, dataset, ack, done):
+    fill(server, ring_name, range(60))
+    loader = dataset(batch_size=2, ack=ack).loader(num_workers=2, multiprocessing_context="fork")
+    stream = iter(loader)
+    seen = [next(stream) for _ in range(3)]
+    # Each worker has put prefetch_factor batches into its queue and made two more, and one is at work on a third.
+    eventually(lambda: counters(server, ring_name, "g")["delivered"] >= 18, "queues are full")
+    assert counters(server, ring_name, "g")["acknowledged"] == done
+    acknowledged = {number for batch in seen[: done // 2] for number in batch.info.ids}
+    assert acknowledged.isdisjoint(pending(server, ring_name, "g"))
+    assert sorted(drain(seen) + drain(stream)) == list(range(60))
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
+def test_workers_of_a_plain_loader_acknowledge_as_late_as_they_can(server, ring_name, dataset):
+    fill(server, ring_name, range(60), producers=0)
+    stream = iter(DataLoader(dataset(batch_size=2, prefetch=1), batch_size=None, num_workers=1))
+    in_hand = next(stream)
+    eventually(lambda: counters(server, ring_name, "g")["delivered"] >= 8, "the queue is full")
+    assert set(in_hand.info.ids) <= set(pending(server, ring_name, "g"))
+    for _ in range(6):
+        in_hand = next(stream)
+        assert set(in_hand.info.ids) <= set(pending(server, ring_name, "g"))
+    assert counters(server, ring_name, "g")["acknowledged"] > 0
+    with raw_ring(server, ring_name) as ring:
+        ring.end()
+    drain(stream)
+    assert pending(server, ring_name, "g") == []
+
+
+def test_a_damaged_sample_met_by_a_worker_is_quarantined(server, ring_name, dataset):
+    fill(server, ring_name, range(10), size=IN_PARTS)
+    entry = server.client().xrange(f"sb:{{{ring_name}}}:samples", "4-0", count=1)[0][1]
+    server.client().delete(f"sb:{{{ring_name}}}:part:{entry[b'parts'].decode()[:-2]}:0")
+    loader = dataset(batch_size=2).loader(num_workers=1, multiprocessing_context="fork")
+    assert sorted(drain(loader)) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert len(reasons(server, ring_name)) == 1
+    assert pending(server, ring_name, "g") == []
+
+
+@pytest.mark.parametrize("option", ["batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last"])
+def test_what_the_dataset_does_the_loader_does_not_take(dataset, option):
+    with pytest.raises(TypeError, match=f"takes no {option}"):
+        dataset().loader(**{option: 1})
+
+
+# -- whole programs
+
+PROGRAMS = {
+    "a consumer that waits": """
+c = sb.Consumer(url, ring=ring, group="g")
+s = iter(c)
+for _ in range(5): next(s)
+""",
+    "a dataset in the middle": """
+s = iter(sb.RingDataset(url, ring=ring, group="g", batch_size=2).loader())
+next(s)
+""",
+    "workers in the middle": """
+s = iter(sb.RingDataset(url, ring=ring, group="g").loader(num_workers=2, multiprocessing_context="fork"))
+next(s)
+""",
+    "workers that are left": """
+for b in sb.RingDataset(url, ring=ring, group="g").loader(num_workers=2, multiprocessing_context="fork"): break
+""",
+    "a producer that nobody closed": """
+out = sb.Producer(url, ring=ring)
+out.put({"n": 7, "x": np.full(4, 7, np.float32)})
+""",
+    "one that was never used": """
+out = sb.Producer(url, ring=ring)
+data = sb.RingDataset(url, ring=ring, group="g")
+""",
+}
+
+
+def python(text, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", text, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("what", PROGRAMS)
+def test_the_interpreter_exits_at_once(server, ring_name, what):
+    fill(server, ring_name, range(5), producers=0)
+    head = "import sys, numpy as np, synthbroker as sb\nurl, ring = sys.argv[1:]\n"
+    with python(head + PROGRAMS[what] + "print('done', flush=True)\n", server.url, ring_name) as process:
+        assert process.stdout.readline() == "done\n", process.stderr.read()
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=SOON_S)
+        assert time.monotonic() - began < 4, "threads or workers kept it"
+    assert (process.returncode, errors) == (0, "")
+    if "producer" in what:
+        assert server.client().xlen(f"sb:{{{ring_name}}}:samples") == 6, "what was put is sent at exit"
+    assert members(server, ring_name, "g") == []
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # as if it were not installed
+import synthbroker as sb
+url, ring = sys.argv[1:]
+with sb.Producer(url, ring=ring, capacity="1MB", producers=1) as out:
+    out.put({"n": 1})
+print([batch["n"].tolist() for batch in sb.Consumer(url, ring=ring, group="g")])
+print(sb.peek(ring, url=url)[0]["n"])
+assert "RingDataset" in dir(sb)
+try:
+    sb.RingDataset
+except sb.MissingExtraError as error:
+    print(error)
+"""
+
+
+def test_everything_but_the_dataset_works_without_torch(server, ring_name):
+    with python(WITHOUT_TORCH, server.url, ring_name) as process:
+        out, errors = process.communicate(timeout=SOON_S)
+    assert errors == ""
+    numbers, number, advice = out.splitlines()
+    assert (numbers, number) == ("[[1]]", "1")
+    assert "synthbroker[torch]" in advice
+
+
+def test_importing_loads_no_torch_before_the_dataset_is_asked_for():
+    text = "import sys, synthbroker as sb; assert 'torch' not in sys.modules; sb.RingDataset; assert 'torch' in sys.modules"
+    with python(text) as process:
+        _, errors = process.communicate(timeout=SOON_S)
+    assert errors == ""
