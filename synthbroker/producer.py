@@ -23,7 +23,7 @@ from synthbroker.heart import Heart
 from synthbroker.replies import Meta, Settings
 from synthbroker.ring import Ring
 from synthbroker.schema import Array, Schema
-from synthbroker.sender import Outgoing, Sender
+from synthbroker.sender import Outgoing, Sender, Sent
 from synthbroker.wire import Encoded
 
 log = logging.getLogger("synthbroker")
@@ -216,9 +216,7 @@ class Producer:
     @property
     def stats(self) -> ProducerStats:
         """What this producer has done so far."""
-        if self._sender is None:
-            return ProducerStats(0, 0, 0, 0.0, 0, 0)
-        sent = self._sender.sent
+        sent = self._sender.sent if self._sender else Sent()
         return ProducerStats(
             sent.samples, sent.payload_bytes, sent.raw_bytes, sent.blocked_s, sent.quarantined, sent.rejoined
         )
