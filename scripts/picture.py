@@ -13,6 +13,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 
+import synthbroker as sb
+
 COLOURS = ("#23262d", "#56b4e9", "#d9683c", "#f3ead7")  # of CLASSES; told apart with any colour vision
 TISSUES: dict[str, Any] = {"cmap": ListedColormap(COLOURS), "vmin": 0, "vmax": len(COLOURS) - 1}
 ACCENT, MUTED = "#1f6f9f", "#6b7280"
@@ -44,13 +46,17 @@ class History:
         """When the last step was done."""
         return self.loss[-1][0] if self.loss else 0.0
 
-    def trained(self, seconds: float, loss: float, uses: tuple[int, ...]) -> str:
-        """Note a step; return a line about the present."""
+    @property
+    def now(self) -> str:
+        """A line about the present."""
+        recent = np.mean([value for _, value in self.loss[-25:]])
+        return f"step {len(self.loss)}, loss {recent:.2f}, waited {self.waited_s / self.seconds:.0%}"
+
+    def trained(self, seconds: float, loss: float, uses: tuple[int, ...]) -> None:
+        """Note a step."""
         self.loss.append((seconds, loss))
         self.reused += sum(times > 1 for times in uses)
         self.fresh += sum(times <= 1 for times in uses)
-        recent = np.mean([value for _, value in self.loss[-25:]])
-        return f"step {len(self.loss)}, loss {recent:.2f}, waited {self.waited_s / seconds:.0%} of the time"
 
     def evaluated(self, predicted: torch.Tensor, scores: torch.Tensor) -> str:
         """Note an evaluation; return a line about it."""
@@ -60,33 +66,32 @@ class History:
         return f"{self.seconds:4.0f} s  step {len(self.loss):4d}  Dice on unseen seeds {self.dice[-1][1]:.2f} {bar}"
 
 
-def summary(history: History, *, generated: int, dropped: int) -> str:
-    """Return the result as a few lines; the two numbers are counts of samples, by the ring's ledger."""
+def summary(history: History, status: sb.RingStatus) -> str:
+    """Return the result as a few lines; what was generated and dropped is by the ring's own ledger."""
     used = history.fresh + history.reused
-    return "\n".join(
-        (
-            f"Dice on unseen seeds   {history.dice[0][1]:.2f} -> {history.dice[-1][1]:.2f} in {history.seconds:.0f} s",
-            f"samples generated      {generated}",
-            f"samples used           {used}: {history.fresh} fresh, {history.reused} reused",
-            f"samples dropped        {dropped}",
-            f"trainer waited         {history.waited_s / history.seconds:.1%} of its time",
-        )
+    rows = (
+        ("Dice on unseen seeds", f"{history.dice[0][1]:.2f} -> {history.dice[-1][1]:.2f} in {history.seconds:.0f} s"),
+        ("samples generated", status.committed),
+        ("samples used", f"{used}: {history.fresh} fresh, {history.reused} reused"),
+        ("samples dropped", status.groups["train"].lost),
+        ("trainer waited", f"{history.waited_s / history.seconds:.1%} of its time"),
     )
+    return "\n".join(f"{name:22} {value}" for name, value in rows)
 
 
-def draw(path: str, history: History, image: torch.Tensor, label: torch.Tensor) -> Path:
+def draw(path: str, history: History, unseen: dict[str, torch.Tensor]) -> Path:
     """Draw unseen samples with what was predicted of them, and both curves; return the file's full path.
 
     Args:
         path: Where to; the name's ending says in which format.
         history: Of the training.
-        image: Unseen images, (N, 1, D, H, W); axes point right, front and up.
-        label: Their true classes, (N, D, H, W).
+        unseen: Samples that were evaluated on: `image` (N, 1, D, H, W) and the true `label` (N, D, H, W); their axes
+            point right, front and up.
     """
     with mpl.rc_context({"font.size": 10, "axes.titlesize": 12, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(14, 11), layout="constrained", facecolor="white")
         scans, curves = figure.subfigures(2, 1, height_ratios=(7, 4))
-        _draw_scans(scans, history, image, label)
+        _draw_scans(scans, history, unseen["image"].cpu(), unseen["label"].cpu())
         left, right = curves.subplots(1, 2)
         _draw_loss(left, history)
         _draw_dice(right, history)

@@ -10,11 +10,11 @@ from brains import CLASSES, BrainMaker
 from meshnet import MeshNet, foreground_dice, soft_dice_loss
 from picture import History, draw, summary
 from rich.progress import Progress
+from torch.utils.data import default_collate
 
 import synthbroker as sb
 
-UNSEEN_SEEDS = range(8)  # the generator yields none of these
-EVALUATIONS = 10
+UNSEEN_SEEDS, EVALUATIONS = range(8), 10  # the generator yields none of these seeds
 PEAK_RATE, WARM_UP = 2e-2, 0.1
 CROP = 52  # voxels of 64; on a CPU, PyTorch takes six times as long per voxel for layers of fewer than 2**20 values
 
@@ -26,20 +26,20 @@ def crop(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def evaluate(model: MeshNet, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def evaluate(model: MeshNet, unseen: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the predicted classes, and the mean foreground Dice of each sample."""
-    predicted = torch.cat([model(one[None]).argmax(dim=1) for one in image])
-    return predicted, foreground_dice(predicted, label, len(CLASSES))
+    predicted = torch.cat([model(image[None]).argmax(dim=1) for image in unseen["image"]])
+    return predicted, foreground_dice(predicted, unseen["label"], len(CLASSES))
 
 
-def train(model: MeshNet, unseen: tuple[torch.Tensor, torch.Tensor], args: argparse.Namespace) -> History:
-    """Train for `args.seconds`, evaluating on unseen images and labels as time goes on."""
+def train(model: MeshNet, unseen: dict[str, torch.Tensor], args: argparse.Namespace) -> History:
+    """Train for `args.seconds`, evaluating on the unseen samples as time goes on."""
     dataset = sb.RingDataset(ring=args.ring, group="train", batch_size=1, reuse=2, transform=crop, wait_s=60)
     optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95))
     history = History()
     with Progress() as progress:
         bar = progress.add_task("training", total=args.seconds)
-        progress.print(history.evaluated(*evaluate(model, *unseen)))
+        progress.print(history.evaluated(*evaluate(model, unseen)))
         began = asked = time.monotonic()
         for batch in dataset.loader():
             history.waited_s += time.monotonic() - asked
@@ -49,10 +49,10 @@ def train(model: MeshNet, unseen: tuple[torch.Tensor, torch.Tensor], args: argpa
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            now = history.trained(time.monotonic() - began, loss.item(), batch.info.uses)
-            progress.update(bar, completed=history.seconds, description=now)
+            history.trained(time.monotonic() - began, loss.item(), batch.info.uses)
+            progress.update(bar, completed=history.seconds, description=history.now)
             if history.seconds >= args.seconds * len(history.dice) / EVALUATIONS:
-                progress.print(history.evaluated(*evaluate(model, *unseen)))
+                progress.print(history.evaluated(*evaluate(model, unseen)))
             if len(history.dice) > EVALUATIONS:
                 break
             asked = time.monotonic()
@@ -69,14 +69,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(max(1, min(8, (os.cpu_count() or 2) - 1)))  # a core is the generator's
-    make = BrainMaker(args.device)
-    samples = [make(seed) for seed in UNSEEN_SEEDS]
-    image, label = (torch.stack([sample[name] for sample in samples]) for name in ("image", "label"))
+    unseen = default_collate([*map(BrainMaker(args.device), UNSEEN_SEEDS)])
     torch.manual_seed(0)
-    history = train(MeshNet(len(CLASSES)).to(args.device), (image, label), args)
-    status = sb.status(args.ring)
-    print(summary(history, generated=status.committed, dropped=status.groups["train"].lost))
-    print("drawn in", draw(args.png, history, image.cpu(), label.cpu()))
+    history = train(MeshNet(len(CLASSES)).to(args.device), unseen, args)
+    print(summary(history, sb.status(args.ring)), f"drawn in {draw(args.png, history, unseen)}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is asked for (PEP 562)."""
     if name in ("RingDataset", "RingLoader"):
-        from synthbroker import dataset
-
+        try:
+            from synthbroker import dataset
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise MissingExtraError(f"{name} needs torch: pip install 'synthbroker[torch]'") from error
         return getattr(dataset, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

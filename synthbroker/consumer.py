@@ -1,11 +1,9 @@
 """The training side without torch: batches of numpy arrays."""
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.util import Finalize
-from threading import Event
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,13 +11,15 @@ from synthbroker import settings
 from synthbroker.assemble import Finish, stack
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
-from synthbroker.errors import RingEndedError, RingMissingError
+from synthbroker.errors import RingEndedError
 from synthbroker.options import ReadOptions
 from synthbroker.reader import Reader, Ready
 from synthbroker.ring import Ring
 from synthbroker.source import Seat
 
 log = logging.getLogger("synthbroker")
+
+_MOST_ON_THEIR_WAY = 1000  # batches of one worker in the queues between it and the training loop
 
 NUMPY = Finish(tensor=lambda array: array, collate=stack)
 
@@ -40,19 +40,25 @@ class Session:
         self._unacknowledged: list[BatchInfo] = []
         # Unlike atexit this also runs at the end of a forked worker.
         self._end = Finalize(self, self.reader.close, exitpriority=10)
-        self.reader.start()
 
-    def batches(self) -> Iterator[Ready]:
-        """Go on with the stream, for one iteration; asking for a batch says that those before were trained on."""
-        sizes = self.reader.sizes
-        left = None if sizes is None else len(sizes)
-        while left is None or left > 0:
+    def batches(self, left: Callable[[], bool] | None = None) -> Iterator[Ready]:
+        """Go on with the stream, for one iteration; asking for a batch says that those before were trained on.
+
+        Args:
+            left: Says whether the training loop was left, where that cannot be seen otherwise.
+        """
+        missing = None if self.reader.sizes is None else len(self.reader.sizes)
+        if missing != 0:
+            self.reader.start()
+        while missing is None or missing > 0:
             self._acknowledge(self._lag)
             try:
-                ready = self.reader.next()
+                ready = self.reader.next(left)
             except BaseException:
                 self.close()  # iterating again begins anew
                 raise
+            if ready is None and left is not None and left():
+                return
             if ready is None:
                 self._acknowledge(0)
                 self.close()
@@ -60,14 +66,28 @@ class Session:
             self._unacknowledged.append(ready.info)
             if self._options.ack == "delivered":
                 self._acknowledge(0)
-            left = None if left is None else left - 1
+            missing = None if missing is None else missing - 1
             yield ready
         self._acknowledge(0)
 
     @property
     def usable(self) -> bool:
-        """Whether this process may go on with it; not after a fork, and not after its end."""
-        return bool(self._end.still_active()) and self.reader.pid == os.getpid()
+        """Whether this process may go on with it; not after a fork, nor after its end; the live ring is read anew."""
+        taking = self._options.group is not None
+        return taking and bool(self._end.still_active()) and self.reader.pid == os.getpid()
+
+    def begin_anew(self) -> bool:
+        """Give the samples back that were handed out and never reached the training loop, because it was left.
+
+        Returns:
+            Whether there were any; then this session is over.
+        """
+        handed_out = {number for info in self._unacknowledged for number in info.unacknowledged}
+        if self._seat.acknowledges or not self.reader.source.holds(handed_out):
+            return False
+        self.reader.leaves = True
+        self.close()
+        return True
 
     def close(self) -> None:
         """Leave the group."""
@@ -75,7 +95,8 @@ class Session:
 
     def _acknowledge(self, keep: int) -> None:
         if not self._seat.acknowledges:
-            self._unacknowledged.clear()
+            del self._unacknowledged[:-_MOST_ON_THEIR_WAY]
+            return
         while len(self._unacknowledged) > keep:
             info = self._unacknowledged[0]
             self.reader.source.acknowledge(info.epoch, info.unacknowledged)
@@ -88,21 +109,11 @@ def family_name(name: str | None) -> str:
     return name or f"{job.host}-{job.pid}"
 
 
-def acknowledge(connection: Connection, info: BatchInfo, reconnect_s: float) -> None:
-    """Acknowledge a batch that another process was given. What the server lost meanwhile needs no acknowledgement."""
-    ring = Ring(connection, info.ring)
-    ring.epoch = info.epoch
-    group = info.group
-    if group is not None and info.unacknowledged:
-        with contextlib.suppress(RingMissingError):
-            connection.keep_trying(lambda: ring.acknowledge(group, info.unacknowledged), reconnect_s, Event())
-
-
 def raise_if_drained(url: str | None, ring: str, group: str | None) -> None:
-    """Raise RingEndedError if the ring has ended; called where a reader has come to its end before."""
+    """Raise RingEndedError if there is nothing more for a group; called where a reader has come to its end before."""
     connection = Connection(url)
     try:
-        if group is not None and Ring(connection, ring).read_meta().ended:
+        if group is not None and Ring(connection, ring).is_drained(group):
             raise RingEndedError(
                 f"ring {ring!r} has ended and group {group!r} has read all of it: start generators with reopen=True, "
                 "or read it again with another group"

@@ -1,6 +1,8 @@
 """The training side with torch: an IterableDataset and its loader. The only module that imports torch's Dataset."""
 
 from collections.abc import Callable, Iterator, Sequence
+from ctypes import c_long
+from multiprocessing import RawValue
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ from synthbroker import tensors
 from synthbroker.assemble import Finish
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
-from synthbroker.consumer import Session, acknowledge, family_name, raise_if_drained
+from synthbroker.consumer import Session, family_name, raise_if_drained
+from synthbroker.loading import Deputies
 from synthbroker.options import ReadOptions
 from synthbroker.ring import Ring
 from synthbroker.source import Seat
@@ -93,6 +96,7 @@ class RingDataset(IterableDataset[Any]):
         )
         self._family = family_name(name)
         self._session: Session | None = None
+        self._deputies: Deputies | None = None
         self._ended = False
 
     def loader(self, *, num_workers: int = 0, pin_memory: bool = False, **options: Any) -> "RingLoader":
@@ -124,7 +128,7 @@ class RingDataset(IterableDataset[Any]):
             self._session.close()
 
     def __iter__(self) -> Iterator[Any]:
-        for batch, _ in self.read(acknowledges=True):
+        for batch, _ in self.read():
             yield batch
 
     def __len__(self) -> int:
@@ -135,19 +139,30 @@ class RingDataset(IterableDataset[Any]):
         return len(sizes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_session": None}
+        return self.__dict__ | {"_session": None, "_deputies": None}
 
-    def read(self, *, acknowledges: bool) -> Iterator[tuple[Any, BatchInfo]]:
-        """Iterate batches with their info beside them; without `acknowledges` whoever gets them must do that."""
+    @property
+    def deputies(self) -> Deputies:
+        """The readers in worker processes of this dataset's loaders."""
+        self._deputies = self._deputies or Deputies(self.options)
+        return self._deputies
+
+    def read(self, *, word: str = "", left: Callable[[], bool] | None = None) -> Iterator[tuple[Any, BatchInfo]]:
+        """Iterate batches with their info beside them.
+
+        Args:
+            word: Where there is one, `Deputies` acknowledges.
+            left: Says whether the training loop was left.
+        """
         if self._ended:
             raise_if_drained(self.options.url, self.options.ring, self.options.group)
-        if self._session is None or not self._session.usable:
+        if self._session is None or not self._session.usable or self._session.begin_anew():
             worker = get_worker_info()
-            seat = Seat(self._family, worker.id if worker else 0, worker.num_workers if worker else 1, acknowledges)
+            seat = Seat(self._family, worker.id if worker else 0, worker.num_workers if worker else 1, word)
             self._session = Session(self.options, TORCH, seat, lag=_WORKER_LAG if worker else 0)
         session = self._session
         self._ended = False
-        for ready in session.batches():
+        for ready in session.batches(left):
             yield ready.batch, ready.info
         self._ended = not session.usable
 
@@ -157,9 +172,12 @@ class _WithInfo(IterableDataset[Any]):
 
     def __init__(self, dataset: RingDataset) -> None:
         self.dataset = dataset
+        self.word = ""  # set before the workers are started, which get a copy
+        self.turn = RawValue(c_long, 0)  # counts iterations, for all processes: a worker must not wait in a former one
 
     def __iter__(self) -> Iterator[tuple[Any, BatchInfo]]:
-        return self.dataset.read(acknowledges=False)
+        mine = self.turn.value
+        return self.dataset.read(word=self.word, left=lambda: self.turn.value != mine)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -175,36 +193,25 @@ class RingLoader(DataLoader[Any]):
         for name in "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last":
             if name in options:
                 raise TypeError(f"loader() takes no {name}: RingDataset does (batch_size, collate, drop_last, ...)")
-        self._read = dataset.options
-        self._trained_on: BatchInfo | None = None
-        self._ended = False
-        super().__init__(
-            _WithInfo(dataset) if num_workers else dataset, batch_size=None, num_workers=num_workers, **options
-        )
+        self._with_info = _WithInfo(dataset)
+        read = self._with_info if num_workers else dataset
+        super().__init__(read, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not self.num_workers:
             yield from super().__iter__()
             return
-        if self._ended:
-            raise_if_drained(self._read.url, self._read.ring, self._read.group)
-        self._ended = False
-        connection = Connection(self._read.url)
+        dataset = self._with_info.dataset
+        anew = not self.persistent_workers or self._iterator is None
+        self._with_info.word = dataset.deputies.begin(anew=anew)
+        expected = None if dataset.options.epoch_size is None else len(dataset)
+        pairs = super().__iter__()
         try:
-            # A loop that was left with `break` has trained on the batch it had; asking again says so.
-            self._acknowledge(connection)
-            for batch, info in super().__iter__():
-                self._acknowledge(connection)
-                self._trained_on = info
-                if self._read.ack == "delivered":
-                    self._acknowledge(connection)
-                yield batch
-            self._acknowledge(connection)
+            yield from dataset.deputies.watch(pairs, expected=expected, stay=self.persistent_workers)
         finally:
-            connection.close()
-        self._ended = self._read.epoch_size is None
+            self._with_info.turn.value += 1
 
-    def _acknowledge(self, connection: Connection) -> None:
-        info, self._trained_on = self._trained_on, None
-        if info is not None and info.group is not None:
-            acknowledge(connection, info, self._read.reconnect_s)
+
+def _as_it_is(batch: Any) -> Any:
+    """Leave a batch alone: what DataLoader does else would make a list of a tuple."""
+    return batch

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 MOST_PREFETCHED_BYTES = 10**9
 _LAST_WORD_S = 5.0
+_GLANCE_S = 0.2
 _ONE_BY_ONE_BYTES = 1 << 20  # samples from this size on are taken when there is a place for their payload
 
 
@@ -48,6 +49,7 @@ class Reader:
 
     def __init__(self, options: ReadOptions, finish: Finish, seat: Seat) -> None:
         self.options, self.pid, self.counts = options, os.getpid(), Counts()
+        self.leaves = seat.acknowledges
         self.sizes = options.sizes(seat.worker, seat.workers)
         self._finish = finish
         self._stop = Event()
@@ -67,11 +69,15 @@ class Reader:
         self._thread = Thread(target=self._run, name="synthbroker-reader", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
-        self._thread.start()
+        """Begin to read, if it has not begun."""
+        if not self._thread.ident:
+            self._thread.start()
 
-    def next(self) -> Ready | None:
+    def next(self, left: Callable[[], bool] | None = None) -> Ready | None:
         """Give the next batch; None at the end of the ring.
+
+        Args:
+            left: Says whether nobody waits for it any more; asked now and then, and then the answer is None, too.
 
         Raises:
             SynthbrokerError: What went wrong; likewise whatever a user's `transform` or `collate` raised, with its
@@ -80,7 +86,9 @@ class Reader:
         with self._changed:
             self._waiting = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._ready or self._ended or self._error)
+            while not self._changed.wait_for(lambda: self._ready or self._ended, None if left is None else _GLANCE_S):
+                if left is not None and left():
+                    break
             self._waiting = False
             if self._ready:
                 ready = self._ready.popleft()
@@ -92,13 +100,14 @@ class Reader:
         return None
 
     def close(self) -> None:
-        """Stop, and leave the group."""
+        """Stop, and leave the group if `leaves` says so; not before, for what lies ready is not acknowledged yet."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._ring.connection.close()  # wakes the thread where it waits for the server
             self._thread.join(_LAST_WORD_S)
+        self.source.close(leave=self.leaves)
         self._ring.connection.close()
 
     def _is_idle(self) -> bool:
@@ -107,13 +116,10 @@ class Reader:
 
     def _run(self) -> None:
         try:
-            try:
-                self.source.start()
-                for size in cycle(self.sizes or [self.options.batch_size]):
-                    if not self._wait_for_demand() or not self._make(size):
-                        break
-            finally:
-                self.source.close()
+            self.source.start()
+            for size in cycle(self.sizes or [self.options.batch_size]):
+                if not self._wait_for_demand() or not self._make(size):
+                    break
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the training loop
             if not self._stop.is_set():  # closing takes the connection away from under whatever waits
                 self._error = error

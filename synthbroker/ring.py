@@ -109,6 +109,13 @@ class Ring:
         while self._script("drop", group)[0] == b"MORE":
             pass
 
+    def is_drained(self, group: str) -> bool:
+        """Say whether the ring has ended and a group has been given, and has acknowledged, everything."""
+        meta = self.read_meta()
+        found = {name.decode(): (int(delivered), int(pending)) for name, delivered, pending, *_ in self.snapshot()[5]}
+        delivered, pending = found.get(group, (0, 0))
+        return meta.ended and max(delivered, meta.first - 1) >= meta.next - 1 and not pending
+
     def snapshot(self) -> Reply:
         """Read everything about the ring at one instant, as `snapshot.lua` says it."""
         return self._checked(self.connection.script("snapshot", self._key("meta"), ""))
@@ -129,16 +136,24 @@ class Ring:
         if reply[0] == b"MISMATCH":
             raise self._mismatch(reply, f"group {group!r} of ")
 
-    def beat(self, role: str, member: str, about: Mapping[str, Any]) -> bool:
+    def beat(self, role: str, member: str, about: Mapping[str, Any] | None) -> bool:
         """Say that a process lives; False where the server does not know it (any more)."""
-        reply = self._script("beat", role, member, json.dumps(about), LEASE_S, FOLD_AFTER_S, MOST_NAMED)
+        text = "" if about is None else json.dumps(about)
+        reply = self._script("beat", role, member, text, LEASE_S, FOLD_AFTER_S, MOST_NAMED)
         return bool(reply[0] == b"OK")
 
     def leave_producer(self, who: Incarnation, about: Mapping[str, Any], *, closed: bool) -> None:
         """Say goodbye; `closed` means done, else only gone."""
         self._script("leave", "producer", who.name, json.dumps(about), who.word, int(closed))
 
-    def leave_group(self, who: Incarnation, group: str) -> None:
+    def members(self, group: str) -> list[str]:
+        """List the registered consumers of a group, as `str(Incarnation)` writes them."""
+        found = (
+            member.decode().split(" ", 1) for member in self.connection.call("ZRANGE", self._key("consumers"), 0, -1)
+        )
+        return [who for name, who in found if name == group]
+
+    def leave_group(self, who: Incarnation | str, group: str) -> None:
         """Say goodbye; what this consumer has not acknowledged is given to others."""
         self._script("leave", "consumer", f"{group} {who}", "{}")
 

@@ -5,7 +5,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ log = logging.getLogger("synthbroker")
 WARN_EVERY_S = 60.0
 _MOST_RECOVERED = 10_000
 _SCAN_AT_ONCE = 64
+_IDLE_CLAIM_S = 0.5  # who has nothing to do looks more often for what others have left
 _STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
 
 
@@ -40,13 +41,18 @@ class Seat:
         family: Readers that one training loop waits for together; none of them waits for what the others hold.
         worker: Number of this one.
         workers: How many there are.
-        acknowledges: Whether this one acknowledges; else the training process does.
+        word: Where it is set, the training process acknowledges and says goodbye for this one, and knows it by this.
     """
 
     family: str
     worker: int = 0
     workers: int = 1
-    acknowledges: bool = True
+    word: str = ""
+
+    @property
+    def acknowledges(self) -> bool:
+        """Whether this one acknowledges, and says goodbye, itself."""
+        return not self.word
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,11 @@ class Source(Protocol):
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that samples are done with."""
 
-    def close(self) -> None:
-        """Say goodbye."""
+    def holds(self, numbers: Collection[int]) -> bool:
+        """Say whether any of these samples is held by this reader."""
+
+    def close(self, *, leave: bool) -> None:
+        """Stop, and say goodbye if asked to."""
 
 
 class Waiting:
@@ -152,7 +161,8 @@ class GroupSource:
         self._ring, self._options, self._seat = ring, options, seat
         self._counts, self._stop, self._idle = counts, stop, idle
         self._group = options.group
-        self._who = Incarnation(f"{seat.family}/{seat.worker}", secrets.token_hex(4))
+        word = f"{seat.word}." if seat.word else ""
+        self._who = Incarnation(f"{seat.family}/{seat.worker}", word + secrets.token_hex(4))
         self._next_claim = 0.0
         self._min_fill = options.min_fill
         self._newest = 0  # the highest number this reader has been given fresh
@@ -190,6 +200,7 @@ class GroupSource:
             if held_since and holding and time.monotonic() - held_since >= _STUCK_AFTER_S and self._is_stuck(holding):
                 return Found((), stuck=True)
             self._check(waiting, held=taken.held)
+            self._next_claim = min(self._next_claim, time.monotonic() + _IDLE_CLAIM_S)
             self._wait(taken.wait_id)
         return Found((), ended=True)
 
@@ -200,9 +211,19 @@ class GroupSource:
                 self._keep_trying(lambda: self._ring.acknowledge(self._group, numbers))
             self._claimed.difference_update(numbers)
 
-    def close(self) -> None:
-        """Leave the group; what is not acknowledged is given to others."""
+    def holds(self, numbers: Collection[int]) -> bool:
+        """Say whether any of these samples was given to this reader and is not acknowledged."""
+        try:
+            held = self._keep_trying(lambda: self._ring.held_by(self._who, self._group, _MOST_RECOVERED))
+        except SynthbrokerError:
+            return False  # the group is gone with the ring
+        return any(number in numbers for number, _ in held)
+
+    def close(self, *, leave: bool) -> None:
+        """Stop; with `leave`, what is not acknowledged is given to others."""
         self._heart.stop()
+        if not leave:
+            return
         try:
             self._ring.leave_group(self._who, self._group)
         except SynthbrokerError as error:
@@ -376,5 +397,9 @@ class LiveSource:
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Nothing was taken, nothing is acknowledged."""
 
-    def close(self) -> None:
+    def holds(self, numbers: Collection[int]) -> bool:  # noqa: ARG002
+        """Nothing was taken, nothing is held."""
+        return False
+
+    def close(self, *, leave: bool) -> None:
         """Nobody knows that we were here."""

@@ -40,6 +40,7 @@ ORDER = [
     "assemble",
     "reader",
     "consumer",
+    "loading",
     "dataset",
     "peek",
     "monitor",

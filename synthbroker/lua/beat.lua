@@ -1,6 +1,6 @@
 -- Says that a process lives; renews its lease; folds what left long ago into totals.
 --
--- ARGV  2 role: producer or consumer  3 member (producer's name, or "group family/worker:word")  4 about, JSON
+-- ARGV  2 role: producer or consumer  3 member (producer's name, or "group family/worker:word")  4 about, JSON, or '' to keep what is there
 --       5 seconds a lease lives  6 seconds after which a silent producer is no longer named  7 how many are named at most
 -- Reply OK | UNKNOWN not registered (any more) | NORING
 
@@ -13,7 +13,7 @@ local time = now()
 
 allow_bookkeeping()
 redis.call('zadd', key, string.format('%.3f', time), member)
-redis.call('hset', key .. ':about', member, ARGV[4])
+if ARGV[4] ~= '' then redis.call('hset', key .. ':about', member, ARGV[4]) end
 if role == 'consumer' then return {'OK'} end
 
 local lease = redis.call('hget', leases_key, member)

@@ -1,0 +1,126 @@
+"""The training process's side of readers in worker processes."""
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Iterable, Iterator
+from multiprocessing.util import Finalize
+from threading import Event
+from typing import Any
+
+from synthbroker import ring as rings
+from synthbroker.batch import BatchInfo
+from synthbroker.connection import Connection
+from synthbroker.consumer import raise_if_drained
+from synthbroker.errors import RingMissingError, SynthbrokerError
+from synthbroker.heart import Heart
+from synthbroker.options import ReadOptions
+from synthbroker.ring import Ring
+
+log = logging.getLogger("synthbroker")
+
+
+class Deputies:
+    """Readers in worker processes, for which the training process acknowledges, keeps alive, and says goodbye.
+
+    Only there is known what was trained on. A worker may be gone while its last batches wait in a queue; were it to
+    leave the group by itself, they would be given to others.
+
+    Args:
+        options: How the ring is read.
+    """
+
+    def __init__(self, options: ReadOptions) -> None:
+        self._options = options
+        self._connection = Connection(options.url)
+        self._words: list[str] = []  # of those that have not said goodbye
+        self._trained_on: BatchInfo | None = None
+        self._batches = 0
+        self._ended = False
+        # At exit after the workers were ended, which have priority 0.
+        self._at_exit = Finalize(self, _say_goodbye, (options, self._words), exitpriority=-10)
+
+    def begin(self, *, anew: bool) -> str:
+        """Get ready for another iteration; returns the word by which its readers are known.
+
+        A loop that was left with `break` has trained on the batch it had: asking again says so. What else its readers
+        were given is for others now.
+
+        Args:
+            anew: With new workers, not with those that are there.
+        """
+        if self._ended:
+            raise_if_drained(self._options.url, self._options.ring, self._options.group)
+            self._ended = False
+        self._acknowledge()
+        if anew or not self._words:
+            _say_goodbye(self._options, self._words)
+            self._words.append(secrets.token_hex(4))
+        return self._words[-1]
+
+    def watch(self, pairs: Iterable[tuple[Any, BatchInfo]], *, expected: int | None, stay: bool) -> Iterator[Any]:
+        """Pass on the batches of one iteration, and acknowledge each when the next is asked for.
+
+        Args:
+            pairs: Batches with their info.
+            expected: How many there are in an iteration, if that is set.
+            stay: The workers go on in the next iteration.
+        """
+        heart = Heart(self._beat, self._report, rings.BEAT_S)
+        heart.start()
+        count = 0
+        try:
+            for batch, info in pairs:
+                self._acknowledge()
+                self._trained_on = info
+                count += 1
+                self._batches += 1
+                if self._options.ack == "delivered":
+                    self._acknowledge()
+                yield batch
+            self._acknowledge()
+        finally:
+            heart.stop()
+            self._connection.close()
+        self._ended = expected is None or count < expected
+        if not stay:
+            _say_goodbye(self._options, self._words)
+
+    def _acknowledge(self) -> None:
+        info, self._trained_on = self._trained_on, None
+        if info is None or info.group is None or not info.unacknowledged:
+            return
+        ring, group, numbers = Ring(self._connection, info.ring), info.group, info.unacknowledged
+        ring.epoch = info.epoch
+        with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
+            self._connection.keep_trying(lambda: ring.acknowledge(group, numbers), self._options.reconnect_s, Event())
+
+    def _beat(self) -> None:
+        ring, group = Ring(self._connection, self._options.ring), self._options.group
+        if group is not None:
+            ring.read_meta()
+            for who in _known(ring, group, self._words):
+                ring.beat("consumer", f"{group} {who}", None)
+
+    def _report(self) -> str:
+        return f"ring {self._options.ring} group {self._options.group}: {self._batches} batches came from workers"
+
+
+def _known(ring: Ring, group: str, words: list[str]) -> list[str]:
+    """List the registered consumers that are known by one of these words."""
+    return [who for who in ring.members(group) if any(f":{word}." in who for word in words)]
+
+
+def _say_goodbye(options: ReadOptions, words: list[str]) -> None:
+    connection, group = Connection(options.url), options.group
+    try:
+        if words and group is not None:
+            ring = Ring(connection, options.ring)
+            ring.read_meta()
+            for who in _known(ring, group, words):
+                ring.leave_group(who, group)
+    except SynthbrokerError as error:
+        log.debug("group %s: could not say goodbye: %s", group, error)
+    finally:
+        connection.close()
+    words.clear()
