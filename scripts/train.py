@@ -64,7 +64,7 @@ def main() -> None:
     """Train, then say and draw how it went."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ring", default="brains")
-    parser.add_argument("--seconds", type=float, default=230.0, help="how long to train (default: %(default)g)")
+    parser.add_argument("--seconds", type=float, default=240.0, help="how long to train (default: %(default)g)")
     parser.add_argument("--png", default="brains.png", help="where to draw the result (default: %(default)s)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()

@@ -13,6 +13,9 @@ _STRING_SLACK_BYTES = 64
 _PART_OVERHEAD_BYTES = 176
 _ENTRY_OVERHEAD_BYTES = 320
 _ENTRY_FIELDS_BYTES = 160
+_NODE_BYTES = 4096  # stream-node-max-bytes; smaller entries share a node, and it is full when no other fits
+_VALUES_BYTES = 80
+_SHARED_OVERHEAD_BYTES = 110
 _OWN_NODE_BYTES = 1920  # from here on two entries no longer share a node of the stream, an allocation of 4096 bytes
 _SMALLEST_CUT_BYTES = 8 * 1024
 _MOST_WASTE = 0.04
@@ -48,8 +51,11 @@ def _class_below(size: int) -> int:
 
 def cost(part_sizes: Sequence[int], text_bytes: int) -> int:
     """Estimate the server memory of a sample, from above: its parts, and an entry of so many bytes of text."""
-    held = text_bytes if text_bytes < _OWN_NODE_BYTES else allocated(text_bytes + _ENTRY_FIELDS_BYTES)
-    return sum(allocated(size) + _PART_OVERHEAD_BYTES for size in part_sizes) + held + _ENTRY_OVERHEAD_BYTES
+    if text_bytes < _OWN_NODE_BYTES:
+        entry = _NODE_BYTES // (_NODE_BYTES // (text_bytes + _VALUES_BYTES)) + _SHARED_OVERHEAD_BYTES
+    else:
+        entry = allocated(text_bytes + _ENTRY_FIELDS_BYTES) + _ENTRY_OVERHEAD_BYTES
+    return sum(allocated(size) + _PART_OVERHEAD_BYTES for size in part_sizes) + entry
 
 
 def scatter(part_sizes: Sequence[int], blocks: Sequence[memoryview]) -> list[list[memoryview]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import c_long
+from inspect import signature
 from multiprocessing import RawValue
 from typing import Any
 
@@ -193,6 +194,9 @@ class RingLoader(DataLoader[Any]):
         for name in "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last":
             if name in options:
                 raise TypeError(f"loader() takes no {name}: RingDataset does (batch_size, collate, drop_last, ...)")
+        if num_workers and "in_order" in signature(DataLoader.__init__).parameters:  # since torch 2.6
+            # Taken in turn, a worker that waits for samples stalls all that have some (pytorch#135409).
+            options.setdefault("in_order", False)
         self._with_info = _WithInfo(dataset)
         read = self._with_info if num_workers else dataset
         super().__init__(read, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, **options)

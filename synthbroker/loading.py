@@ -71,14 +71,13 @@ class Deputies:
         count = 0
         try:
             for batch, info in pairs:
-                self._acknowledge()
                 self._trained_on = info
                 count += 1
                 self._batches += 1
                 if self._options.ack == "delivered":
                     self._acknowledge()
                 yield batch
-            self._acknowledge()
+                self._acknowledge()  # before waiting for the next one: it may be this one that keeps it out of the ring
         finally:
             heart.stop()
             self._connection.close()

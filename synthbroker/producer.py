@@ -367,7 +367,7 @@ class Producer:
             log.warning("ring %s: at exit: %s", self._ring.name, error)
 
     def _beat(self, sender: Sender) -> None:
-        self._ring.beat("producer", sender.who.name, self._about())
+        self._ring.beat("producer", sender.who.name, self._about(), sender.who.word)
 
     def _about(self) -> dict[str, Any]:
         """Write the record that `status` shows; rates are over the time since the last one."""

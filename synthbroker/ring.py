@@ -136,10 +136,10 @@ class Ring:
         if reply[0] == b"MISMATCH":
             raise self._mismatch(reply, f"group {group!r} of ")
 
-    def beat(self, role: str, member: str, about: Mapping[str, Any] | None) -> bool:
-        """Say that a process lives; False where the server does not know it (any more)."""
+    def beat(self, role: str, member: str, about: Mapping[str, Any] | None, word: str = "") -> bool:
+        """Say that a process lives; False where the server does not know it (any more), or another life of it."""
         text = "" if about is None else json.dumps(about)
-        reply = self._script("beat", role, member, text, LEASE_S, FOLD_AFTER_S, MOST_NAMED)
+        reply = self._script("beat", role, member, text, LEASE_S, FOLD_AFTER_S, MOST_NAMED, word)
         return bool(reply[0] == b"OK")
 
     def leave_producer(self, who: Incarnation, about: Mapping[str, Any], *, closed: bool) -> None:

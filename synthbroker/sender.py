@@ -27,6 +27,7 @@ MOST_AT_ONCE = 256
 MOST_BYTES_AT_ONCE = 16 * 2**20
 WARN_EVERY_S = 60.0
 _MOST_REJOINS = 5
+_NOBODY_HOLDS = "no group reads it yet, or other producers have reserved what is left"
 
 
 @dataclass
@@ -299,7 +300,7 @@ class _Waiting:
         now = time.monotonic()
         self._since = self._since or now
         waited_s = now - self._since
-        why = f"group {answer.holder!r} holds it up" if answer.holder else "no group reads it yet"
+        why = f"group {answer.holder!r} holds it up" if answer.holder else _NOBODY_HOLDS
         text = (
             f"no room in ring {self._ring!r} ({answer.live} samples, {units.format_size(answer.capacity_bytes)}): "
             f"{why}{answer.detail}"

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 COUNTERS = ("delivered", "acknowledged", "lost", "evicted_pending", "doubled", "reused", "redelivered", "skipped")
 Drawn = tuple[int, int]  # number and uses of a sample that was given
+NOBODY = frozenset({""})
+Holders = frozenset[str]  # the groups that hold a full ring up, any of which may be named
 
 
 @dataclass
@@ -77,25 +79,25 @@ class Model:
         by_samples = not self.max_samples or live + leased_count + count <= self.max_samples
         return live_cost + leased_cost + cost <= self.capacity and by_samples
 
-    def floor(self) -> tuple[int, str]:
+    def floor(self) -> tuple[int, Holders]:
         if not self.block:
-            return self.next, ""
-        keeps = [(group.keep(), name) for name, group in self.groups.items()]
-        lowest, holder = min(keeps, default=(self.first, ""))
-        return max(lowest, self.first), holder
+            return self.next, NOBODY
+        lowest = min((group.keep() for group in self.groups.values()), default=self.first)
+        holders = frozenset(name for name, group in self.groups.items() if group.keep() == lowest)
+        return max(lowest, self.first), holders or NOBODY
 
-    def make_room(self, cost: int, count: int, needed: int = 0) -> tuple[bool, str]:
+    def make_room(self, cost: int, count: int, needed: int = 0) -> tuple[bool, Holders]:
         if self.fits(cost, count) and not needed:
-            return True, ""
+            return True, NOBODY
         self.leases = {name: lease for name, lease in self.leases.items() if not lease.over}
         if not self.fits(cost, count, emptied=True):
-            return False, ""
-        (floor, holder), target = self.floor(), self.bytes - needed
+            return False, NOBODY
+        (floor, holders), target = self.floor(), self.bytes - needed
         while not self.fits(cost, count) or self.bytes > target:
             if self.first >= floor or not self.live:
-                return self.fits(cost, count) and self.bytes <= target, holder
+                return self.fits(cost, count) and self.bytes <= target, holders
             self.evict()
-        return True, ""
+        return True, NOBODY
 
     def evict(self) -> None:
         for group in self.groups.values():
@@ -124,52 +126,52 @@ class Model:
             self.closings += 1
             self.ended = 0 < self.expected <= self.closings
 
-    def room(self, name: str, word: str, cost: int, count: int, needed: int) -> tuple[str, str]:
+    def room(self, name: str, word: str, cost: int, count: int, needed: int) -> tuple[str, Holders]:
         if self.seqs[name][0] != word:
-            return "SHUT", ""
+            return "SHUT", NOBODY
         if self.ended:
-            return "ENDED", ""
+            return "ENDED", NOBODY
         if cost > self.capacity:
-            return "TOOBIG", ""
+            return "TOOBIG", NOBODY
         self.leases.pop(name, None)
-        granted, holder = self.make_room(cost, count, needed)
+        granted, holders = self.make_room(cost, count, needed)
         if not granted:
             self.waiting = (cost, count)
-            return "FULL", holder
+            return "FULL", holders
         self.leases[name] = Lease(cost, count)
-        return "OK", ""
+        return "OK", NOBODY
 
-    def commit(self, name: str, word: str, samples: Sequence[tuple[int, int]]) -> tuple[str, int, str]:
+    def commit(self, name: str, word: str, samples: Sequence[tuple[int, int]]) -> tuple[str, int, Holders]:
         """Take samples, given as sequence number and cost; answers word, last taken, who holds the ring up."""
         if self.seqs[name][0] != word:
-            return "SHUT", 0, ""
-        before, stopped, holder = self.next, "OK", ""
+            return "SHUT", 0, NOBODY
+        before, stopped, holders = self.next, "OK", NOBODY
         for seq, cost in samples:
-            stopped, holder = self._commit_one(name, word, seq, cost)
+            stopped, holders = self._commit_one(name, word, seq, cost)
             if stopped != "OK":
                 break
         if self.next > before and not self.block:
             self.waiting = None
-        return stopped, self.seqs[name][1], holder
+        return stopped, self.seqs[name][1], holders
 
-    def _commit_one(self, name: str, word: str, seq: int, cost: int) -> tuple[str, str]:
+    def _commit_one(self, name: str, word: str, seq: int, cost: int) -> tuple[str, Holders]:
         last = self.seqs[name][1]
         if seq <= last:
             self.duplicates += 1
-            return "OK", ""
+            return "OK", NOBODY
         if self.ended:
-            return "ENDED", ""
+            return "ENDED", NOBODY
         if seq > last + 1:
-            return "GAP", ""
+            return "GAP", NOBODY
         self._use_lease(name, cost)
-        granted, holder = self.make_room(cost, 1)
+        granted, holders = self.make_room(cost, 1)
         if not granted:
             self.waiting = (cost, 1)
-            return "FULL", holder
+            return "FULL", holders
         self.live[self.next] = (cost, name)
         self.next += 1
         self.seqs[name] = (word, seq)
-        return "OK", ""
+        return "OK", NOBODY
 
     def _use_lease(self, name: str, cost: int) -> None:
         lease = self.leases.get(name)
@@ -207,7 +209,7 @@ class Model:
         if len(self.live) < min_fill and not self.ended:
             assert given == []
             return "EMPTY", self._held(group)
-        expected = self._claim(group, reader, count) if claim else []
+        expected = self._claim(group, reader, count, given) if claim else []
         if not self.block and not self.ended:
             self._step_forward(group, count)
         expected += self._fresh(group, reader, count - len(expected), only)
@@ -222,9 +224,11 @@ class Model:
             return "OK", self._held(group)
         return "END" if drained and not _awaited(group, reader) else "EMPTY", self._held(group)
 
-    def _claim(self, group: Group, reader: str, count: int) -> list[Drawn]:
+    def _claim(self, group: Group, reader: str, count: int, given: list[Drawn]) -> list[Drawn]:
+        """Take over from the dead, in the order in which the server knows them: the one that the answer shows."""
         claimed: list[Drawn] = []
-        for other in sorted(group.consumers - {reader}):
+        holders = [group.pending.get(number, "") for number, uses in given if uses == 0]
+        for other in sorted(group.consumers - {reader}, key=[*holders, *sorted(group.consumers)].index):
             if other in group.registered and not group.registered[other]:
                 continue
             for number in group.held_by(other)[: count - len(claimed)]:

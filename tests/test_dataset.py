@@ -1,7 +1,9 @@
 """The torch side: every way to run a DataLoader gives every sample once, and only the training process acknowledges."""
 
 import copy
+import gc
 import itertools
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -30,12 +32,20 @@ from tools import (
     values,
 )
 
+
 # What torch says about this machine, or Python about forking a process with threads; neither is about us.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create . worker processes:UserWarning"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left():
+    yield
+    gc.collect()  # a loader that failed is held by its traceback
+    eventually(lambda: multiprocessing.active_children() == [], "all workers have ended")
 
 
 @pytest.fixture

@@ -134,17 +134,24 @@ def test_arguments_may_be_text_numbers_and_bytes(line: Lines) -> None:
             assert way.reply() == (str(argument).encode() if isinstance(argument, str | int) else bytes(argument))
 
 
-def test_an_error_in_place_of_a_payload_closes_the_line_and_the_next_one_is_clean(line: Lines) -> None:
+def test_what_is_no_string_is_not_the_payload_that_was_asked_for(line: Lines) -> None:
+    memory = bytearray(1)
     with line() as way:
-        way.send(("DEL", "line:list"), ("RPUSH", "line:list", "x"))
-        way.replies(2)
+        way.send(("DEL", "line:list"), ("RPUSH", "line:list", "x"), ("SET", "line:text", "y"))
+        way.replies(3)
+        way.send(("GET", "line:list"), ("GET", "line:text"))
+        assert not way.receive([memoryview(memory)])
+        assert way.receive([memoryview(memory)])
+    assert memory == b"y"
 
+
+def test_an_error_in_place_of_a_payload_closes_the_line_and_the_next_one_is_clean(line: Lines) -> None:
     def read_it() -> None:
         with line() as way:
-            way.send(("GET", "line:list"), ("ECHO", "stale"))
+            way.send(("GET", "line:a", "line:b"), ("ECHO", "stale"))
             way.receive([memoryview(bytearray(1))])
 
-    with pytest.raises(ServerRefusedError, match="something else uses the ring's keys"):
+    with pytest.raises(ServerRefusedError, match="wrong number of arguments"):
         read_it()
     with line() as way:
         way.send(("ECHO", "fresh"))

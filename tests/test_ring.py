@@ -250,6 +250,7 @@ def test_a_heartbeat_renews_a_lease(rig: Rig) -> None:
     one, two = rig.producer("one"), rig.producer("two")
     assert lease(rig, one, 800, -1) == "OK"
     assert rig.ring.beat("producer", "one", {})
+    assert not rig.ring.beat("producer", "one", {}, "another life")
     assert lease(rig, two, 800, 60) == "FULL"
     assert rig.balance().leases == {"one": (800, 1)}
 

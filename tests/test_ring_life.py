@@ -21,8 +21,8 @@ SCRIPTS: list[tuple[str, list[Any]]] = [
     ("join", ["consumer", "f/0", "c1", "{}", "train", "1"]),
     ("leave", ["producer", "p", "{}", "w1", 1]),
     ("leave", ["consumer", "train f/0:c1", "{}"]),
-    ("beat", ["producer", "p", "{}", 60, 3600, 1000]),
-    ("beat", ["consumer", "train f/0:c1", "{}", 60, 3600, 1000]),
+    ("beat", ["producer", "p", "{}", 60, 3600, 1000, ""]),
+    ("beat", ["consumer", "train f/0:c1", "{}", 60, 3600, 1000, ""]),
     ("quarantine", ["", "reason", "p", "{}", 10]),
     ("end", []),
     ("drop", [""]),
@@ -235,7 +235,7 @@ def test_a_heartbeat_tells_when_somebody_was_last_seen(rig: Rig) -> None:
 
 
 def beat(rig: Rig, name: str, *, fold_after_s: float = 3600, most: int = 1000) -> None:
-    assert rig.script("beat", rig.ring.epoch, "producer", name, "{}", 60, fold_after_s, most) == ["OK"]
+    assert rig.script("beat", rig.ring.epoch, "producer", name, "{}", 60, fold_after_s, most, "") == ["OK"]
 
 
 def test_producers_that_left_long_ago_are_folded_into_totals(rig: Rig) -> None:

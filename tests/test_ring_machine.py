@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -99,7 +99,9 @@ class RingMachine(RuleBasedStateMachine):
         except RingEndedError:
             assert expected[0] == "ENDED"
         else:
-            assert (answer.word, answer.last, answer.holder) == expected
+            word, last, holders = expected
+            assert (answer.word, answer.last) == (word, last)
+            assert answer.holder in holders
 
     @rule(name=names, nbytes=sizes, count=st.integers(1, 4), needed=st.sampled_from([0, 0, 0, 10_000]))
     def room(self, name: str, nbytes: int, count: int, needed: int) -> None:
@@ -110,7 +112,8 @@ class RingMachine(RuleBasedStateMachine):
         except RingEndedError:
             assert expected[0] == "ENDED"
         else:
-            assert (answer.word, answer.holder) == expected
+            assert answer.word == expected[0]
+            assert answer.holder in expected[1]
 
     @precondition(lambda self: self.model.leases)
     @rule(data=st.data())
@@ -277,20 +280,23 @@ class RingMachine(RuleBasedStateMachine):
         self.rig.way.close()
 
 
-def run(server: RunningServer, examples: int, steps: int) -> None:
+def run(server: RunningServer, examples: int, steps: int, *, shrink: bool) -> None:
     class Machine(RingMachine):
         pass
 
     Machine.server = server
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    how = settings(deadline=None, max_examples=examples, stateful_step_count=steps, suppress_health_check=slow)
+    phases = [Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])]
+    how = settings(
+        deadline=None, max_examples=examples, stateful_step_count=steps, suppress_health_check=slow, phases=phases
+    )
     run_state_machine_as_test(Machine, settings=how)
 
 
 @pytest.mark.slow
 def test_the_scripts_do_what_the_model_does(server: RunningServer) -> None:
-    run(server, examples=200, steps=50)
+    run(server, examples=150, steps=50, shrink=True)
 
 
 def test_every_version_of_the_server_does_what_the_model_does(any_server: RunningServer) -> None:
-    run(any_server, examples=15, steps=40)
+    run(any_server, examples=10, steps=40, shrink=False)
