@@ -25,7 +25,7 @@ class MeshNet(nn.Sequential):
         inputs = [1] + [channels] * (len(DILATIONS) - 1)
         layers = [layer(number, channels, dilation) for number, dilation in zip(inputs, DILATIONS, strict=True)]
         super().__init__(*layers, nn.Conv3d(channels, classes, kernel_size=1))
-        self.to(memory_format=torch.channels_last_3d)  # a third faster on a CPU
+        self.to(memory_format=torch.channels_last_3d)  # a fifth less time on a CPU
 
 
 def soft_dice_loss(scores: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

@@ -51,12 +51,12 @@ class ProducerStats:
         rejoined: How often the server had lost the ring.
     """
 
-    samples: int
-    payload_bytes: int
-    raw_bytes: int
-    blocked_s: float
-    quarantined: int
-    rejoined: int
+    samples: int = 0
+    payload_bytes: int = 0
+    raw_bytes: int = 0
+    blocked_s: float = 0.0
+    quarantined: int = 0
+    rejoined: int = 0
 
 
 class Producer:
@@ -265,7 +265,8 @@ class Producer:
             wait_s=self._wait_s,
             reconnect_s=self._reconnect_s,
         )
-        self._last_report = (time.monotonic(), 0, 0, 0.0)
+        self._began = time.monotonic()
+        self._marks: dict[str, tuple[float, ProducerStats]] = {}  # what was sent when it was last told, and to whom
         self._state = "alive"
         self._sender = sender
         try:
@@ -370,31 +371,32 @@ class Producer:
         self._ring.beat("producer", sender.who.name, self._about(), sender.who.word)
 
     def _about(self) -> dict[str, Any]:
-        """Write the record that `status` shows; rates are over the time since the last one."""
+        """Write the record that `status` shows; rates are over the time since the last heartbeat."""
         job = settings.job()
         about: dict[str, Any] = {"host": job.host, "pid": job.pid, "state": self._state}
         if job.job_id is not None:
             about |= {"job_id": job.job_id, "array_task_id": job.array_task_id, "restart": job.restart_count}
-        if self._sender is None:
-            return about
-        sent, (then, samples, payload, blocked) = self._sender.sent, self._last_report
-        now = time.monotonic()
+        return about | self._since("heartbeat")
+
+    def _since(self, what: str) -> dict[str, Any]:
+        """Say how much was sent, and at what rates since this was last asked for the same purpose."""
+        sent, now = self.stats, time.monotonic()
+        then, before = self._marks.get(what, (self._began, ProducerStats()))
+        self._marks[what] = (now, sent)
         passed_s = max(now - then, 1e-3)
-        if passed_s >= rings.BEAT_S / 2:
-            self._last_report = (now, sent.samples, sent.payload_bytes, sent.blocked_s)
-        return about | {
+        return {
             "samples": sent.samples,
-            "samples_per_s": round((sent.samples - samples) / passed_s, 3),
-            "bytes_per_s": round((sent.payload_bytes - payload) / passed_s),
-            "blocked_share": round(min((sent.blocked_s - blocked) / passed_s, 1.0), 3),
+            "samples_per_s": round((sent.samples - before.samples) / passed_s, 3),
+            "bytes_per_s": round((sent.payload_bytes - before.payload_bytes) / passed_s),
+            "blocked_share": round(min((sent.blocked_s - before.blocked_s) / passed_s, 1.0), 3),
             "quarantined": sent.quarantined,
         }
 
     def _report(self) -> str:
-        about = self._about()
-        job = f" job {about['job_id']}" if "job_id" in about else ""
+        sent, job = self._since("report"), settings.job()
+        of = f" job {job.job_id}" if job.job_id is not None else ""
         return (
-            f"ring {self._ring.name} producer {self.name}{job}: {about['samples']} samples, "
-            f"{about['samples_per_s']:.1f}/s, {units.format_size(about['bytes_per_s'])}/s, "
-            f"blocked {about['blocked_share']:.0%}, quarantined {about['quarantined']}"
+            f"ring {self._ring.name} producer {self.name}{of}: {sent['samples']} samples, "
+            f"{sent['samples_per_s']:.1f}/s, {units.format_size(sent['bytes_per_s'])}/s, "
+            f"blocked {sent['blocked_share']:.0%}, quarantined {sent['quarantined']}"
         )

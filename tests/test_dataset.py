@@ -27,7 +27,9 @@ from tools import (
     fill,
     members,
     pending,
+    processes,
     raw_ring,
+    read_with_workers,
     reasons,
     values,
 )
@@ -111,11 +113,22 @@ def test_fewer_samples_than_workers_end_cleanly(server, ring_name, dataset, kind
     assert count == 0 or pending(server, ring_name, "g") == []
 
 
-def test_workers_read_a_full_ring_to_its_end(server, ring_name, dataset):
-    done = background(lambda: fill(server, ring_name, range(60), size=IN_PARTS, capacity="500kB", groups=("g",)))
+@pytest.mark.parametrize("capacity", ["500kB", "100kB"])
+def test_workers_read_a_full_ring_to_its_end(server, ring_name, dataset, capacity):
+    done = background(lambda: fill(server, ring_name, range(60), size=IN_PARTS, capacity=capacity, groups=("g",)))
     batches = dataset(batch_size=2).loader(num_workers=2, multiprocessing_context="fork")
     assert sorted(drain(batches)) == list(range(60))
     assert done.result(SOON_S).samples == 60
+    check_ledger(server, ring_name, "g")
+
+
+def test_training_processes_with_workers_share_the_samples(server, ring_name):
+    options = {"group": "g", "batch_size": 3, "wait_s": SOON_S, "num_workers": 2}
+    with processes(read_with_workers, *[(server.url, ring_name)] * 2, **options) as (_, told):
+        fill(server, ring_name, range(200), size=IN_PARTS)
+        shares = [told.get(timeout=SOON_S) for _ in range(2)]
+    assert sorted(itertools.chain(*shares)) == list(range(200))
+    assert counters(server, ring_name, "g")["doubled"] == 0
     check_ledger(server, ring_name, "g")
 
 

@@ -170,6 +170,11 @@ def read_all(url: str, ring: str, told: Any, **options: Any) -> None:
     told.put(drain(sb.Consumer(url, ring=ring, **options)))
 
 
+def read_with_workers(url: str, ring: str, told: Any, num_workers: int, **options: Any) -> None:
+    """Read to the end through worker processes and tell the numbers; for a process of its own."""
+    told.put(drain(sb.RingDataset(url, ring=ring, **options).loader(num_workers=num_workers)))
+
+
 def read_and_hold(url: str, ring: str, told: Any, **options: Any) -> None:
     """Read one batch, tell its numbers, and keep it until killed."""
     consumer = sb.Consumer(url, ring=ring, **options)
@@ -182,7 +187,7 @@ def processes(target: Callable[..., None], *calls: tuple[Any, ...], **options: A
     """Run a function in a fresh process for each call; gives the processes and the queue that they tell through."""
     spawn = multiprocessing.get_context("spawn")
     told = spawn.Queue()
-    started = [spawn.Process(target=target, args=(*call, told), kwargs=options, daemon=True) for call in calls]
+    started = [spawn.Process(target=target, args=(*call, told), kwargs=options) for call in calls]
     for process in started:
         process.start()
     try:
