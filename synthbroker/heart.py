@@ -21,7 +21,7 @@ class Heart:
         every_s: Seconds between beats.
     """
 
-    def __init__(self, beat: Callable[[], None], report: Callable[[], str], every_s: float) -> None:
+    def __init__(self, beat: Callable[[], object], report: Callable[[], str], every_s: float) -> None:
         self._beat = beat
         self._report = report
         self._every_s = every_s

@@ -274,7 +274,9 @@ class Producer:
         except BaseException:
             self._sender = None
             raise
-        self._heart = Heart(lambda: self._beat(sender), self._report, rings.BEAT_S)
+        self._heart = Heart(
+            lambda: self._ring.beat("producer", self.name, self._about(), sender.who.word), self._report, rings.BEAT_S
+        )
         self._heart.start()
         atexit.register(self._at_exit)
         return sender
@@ -366,9 +368,6 @@ class Producer:
             self.leave()
         except SynthbrokerError as error:
             log.warning("ring %s: at exit: %s", self._ring.name, error)
-
-    def _beat(self, sender: Sender) -> None:
-        self._ring.beat("producer", sender.who.name, self._about(), sender.who.word)
 
     def _about(self) -> dict[str, Any]:
         """Write the record that `status` shows; rates are over the time since the last heartbeat."""
