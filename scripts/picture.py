@@ -107,7 +107,7 @@ def _draw_scans(figure: SubFigure, history: History, image: torch.Tensor, label:
     for column, axes in enumerate(grid.T):
         truth = label[column]
         level = int((truth > 0).sum(dim=(0, 1)).argmax())  # the horizontal slice that shows most of the brain
-        axes[0].set_title(f"seed {column}")
+        axes[0].set_title(f"unseen scan {column + 1}")
         _show(axes[0], image[column, 0, :, :, level], cmap="gray")
         _show(axes[1], truth[:, :, level], **TISSUES)
         _show(axes[2], history.predicted[column, :, :, level], **TISSUES)

@@ -2,11 +2,15 @@
 
 import secrets
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
+import synthbroker as sb
 from rings import Rig, rigs
 from servers import FakeServer, RealServer, RunningServer, ServerPool, any_binary, binaries
+
+PATIENCE_S = 30.0  # for readers that wait for what takes milliseconds
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +72,31 @@ def ring_name() -> str:
 def rig(any_server: RunningServer, ring_name: str) -> Iterator[Rig]:
     """Give a ring on each version of the server; its ledger is checked after the test."""
     yield from rigs(any_server, ring_name)
+
+
+@pytest.fixture
+def reader(server: RunningServer, ring_name: str) -> Iterator[Callable[..., sb.Consumer]]:
+    """Give a factory of consumers of the test's ring, each closed at the end: `reader("group", batch_size=2)`."""
+    made: list[sb.Consumer] = []
+
+    def make(group: str | None = "g", **options: Any) -> sb.Consumer:
+        made.append(sb.Consumer(server.url, ring=ring_name, group=group, **{"wait_s": PATIENCE_S} | options))
+        return made[-1]
+
+    yield make
+    for consumer in made:
+        consumer.close()
+
+
+@pytest.fixture
+def dataset(server: RunningServer, ring_name: str) -> Iterator[Callable[..., Any]]:
+    """Give a factory of datasets of the test's ring, each closed at the end."""
+    made: list[Any] = []
+
+    def make(group: str | None = "g", **options: Any) -> Any:
+        made.append(sb.RingDataset(server.url, ring=ring_name, group=group, **{"wait_s": PATIENCE_S} | options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

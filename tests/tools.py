@@ -183,11 +183,13 @@ def read_and_hold(url: str, ring: str, told: Any, **options: Any) -> None:
 
 
 @contextmanager
-def processes(target: Callable[..., None], *calls: tuple[Any, ...], **options: Any) -> Iterator[tuple[list[Any], Any]]:
-    """Run a function in a fresh process for each call; gives the processes and the queue that they tell through."""
-    spawn = multiprocessing.get_context("spawn")
-    told = spawn.Queue()
-    started = [spawn.Process(target=target, args=(*call, told), kwargs=options) for call in calls]
+def processes(
+    target: Callable[..., None], *calls: tuple[Any, ...], method: str = "spawn", **options: Any
+) -> Iterator[tuple[list[Any], Any]]:
+    """Run a function in a process for each call; gives the processes and the queue that they tell things through."""
+    context: Any = multiprocessing.get_context(method)
+    told = context.Queue()
+    started = [context.Process(target=target, args=(*call, told), kwargs=options) for call in calls]
     for process in started:
         process.start()
     try:
