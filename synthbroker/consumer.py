@@ -38,6 +38,7 @@ class Session:
         self.reader = Reader(options, finish, seat)
         self._options, self._seat, self._lag = options, seat, lag
         self._unacknowledged: list[BatchInfo] = []
+        self._any = False
         # Unlike atexit this also runs at the end of a forked worker.
         self._end = Finalize(self, self.reader.close, exitpriority=10)
 
@@ -60,9 +61,12 @@ class Session:
             if ready is None and left is not None and left():
                 return
             if ready is None:
+                if not self._any and self._seat.workers == 1:
+                    warn_of_nothing(self._options)
                 self._acknowledge(0)
                 self.close()
                 return
+            self._any = True
             self._unacknowledged.append(ready.info)
             if self._options.ack == "delivered":
                 self._acknowledge(0)
@@ -107,6 +111,12 @@ def family_name(name: str | None) -> str:
     """Name the readers of one training process."""
     job = settings.job()
     return name or f"{job.host}-{job.pid}"
+
+
+def warn_of_nothing(options: ReadOptions) -> None:
+    """Say that an iteration had nothing to give; a loop over nothing would end without a word."""
+    whose = "" if options.group is None else f" and group {options.group!r} has read all of it"
+    log.warning("ring %s has ended%s: there was nothing to read", options.ring, whose)
 
 
 def raise_if_drained(url: str | None, ring: str, group: str | None) -> None:

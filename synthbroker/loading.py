@@ -11,7 +11,7 @@ from typing import Any
 from synthbroker import ring as rings
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
-from synthbroker.consumer import raise_if_drained
+from synthbroker.consumer import raise_if_drained, warn_of_nothing
 from synthbroker.errors import RingMissingError, SynthbrokerError
 from synthbroker.heart import Heart
 from synthbroker.options import ReadOptions
@@ -82,6 +82,8 @@ class Deputies:
             heart.stop()
             self._connection.close()
         self._ended = expected is None or count < expected
+        if not count:
+            warn_of_nothing(self._options)
         if not stay:
             _say_goodbye(self._options, self._words)
 

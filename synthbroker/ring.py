@@ -314,9 +314,8 @@ class Ring:
 
     def _checked(self, reply: Reply) -> Reply:
         if reply[0] == b"NORING":
-            raise RingMissingError(
-                f"there is no ring {self.name!r} on {self.connection.where}, or not the same one any more"
-            )
+            once = ", or not the same one any more" if self.epoch else ""
+            raise RingMissingError(f"there is no ring {self.name!r} on {self.connection.where}{once}")
         return reply
 
     def _checked_producing(self, reply: Reply, who: Incarnation) -> Reply:
@@ -333,7 +332,7 @@ class Ring:
         setting, theirs, ours = (item.decode() for item in reply[1:4])
         return RingMismatchError(
             f"{of}ring {self.name!r} was made with {setting}={theirs}, asked for was {ours}: "
-            f"leave {setting} out to take the ring's own, or use another name"
+            f"ask for {setting}={theirs}, use another name, or remove it with `synthbroker drop`"
         )
 
 

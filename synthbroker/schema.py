@@ -114,7 +114,8 @@ class Schema:
             else:
                 return
         raise SchemaError(
-            f"this sample does not fit the ring: the ring takes [{self}], the sample is [{infer(sample)}]"
+            f"this sample does not fit the ring: the ring takes [{self}], the sample is [{infer(sample)}] "
+            "(sizes that vary are declared when a ring is made, like image:f32[1,*,*])"
         )
 
 

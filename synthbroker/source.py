@@ -15,7 +15,6 @@ from synthbroker import settings, units
 from synthbroker.errors import (
     RingMissingError,
     ServerGoneError,
-    StarvedError,
     SynthbrokerError,
     UnacknowledgedError,
 )
@@ -23,10 +22,10 @@ from synthbroker.heart import Heart
 from synthbroker.options import ReadOptions
 from synthbroker.replies import Given, Incarnation, Meta, Taken
 from synthbroker.ring import Ring
+from synthbroker.waiting import Waiting, wait_for_ring
 
 log = logging.getLogger("synthbroker")
 
-WARN_EVERY_S = 60.0
 _MOST_RECOVERED = 10_000
 _SCAN_AT_ONCE = 64
 _IDLE_CLAIM_S = 0.5  # who has nothing to do looks more often for what others have left
@@ -104,40 +103,6 @@ class Source(Protocol):
 
     def close(self, *, leave: bool) -> None:
         """Stop, and say goodbye if asked to."""
-
-
-class Waiting:
-    """How long a reader has had nothing, and when to say so."""
-
-    def __init__(self, wait_s: float, what: str) -> None:
-        self._wait_s, self._what = wait_s, what
-        self._since = time.monotonic()
-        self._next_warning_s = WARN_EVERY_S
-
-    def check(self, why: str, error: type[SynthbrokerError] = StarvedError) -> None:
-        """Warn each minute; raise an error after `wait_s`."""
-        waited_s = time.monotonic() - self._since
-        if waited_s >= self._wait_s:
-            raise error(f"{self._what}: no sample for {units.format_duration(waited_s)}; {why}")
-        if waited_s >= self._next_warning_s:
-            self._next_warning_s += WARN_EVERY_S
-            log.warning("%s: no sample for %s; %s", self._what, units.format_duration(waited_s), why)
-
-
-def wait_for_ring(ring: Ring, options: ReadOptions, stop: Event) -> Meta | None:
-    """Block until the ring is there and knows its schema; None when told to stop."""
-    waiting = Waiting(options.wait_s, f"ring {ring.name!r}")
-    while not stop.is_set():
-        try:
-            meta = ring.connection.keep_trying(ring.read_meta, options.reconnect_s, stop)
-            if meta.schema or meta.ended:
-                return meta
-            why = "no producer has put a sample yet"
-        except RingMissingError as error:
-            why = str(error)
-        waiting.check(why)
-        ring.connection.keep_trying(lambda: ring.wait_for_sample("0-0"), options.reconnect_s, stop)
-    return None
 
 
 class GroupSource:

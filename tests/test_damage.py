@@ -1,4 +1,4 @@
-"""What is no sample, or not a whole one, is quarantined, counted and skipped: never a wrong tensor, and the rest arrives."""
+"""What is no sample, or not a whole one, is quarantined, counted and skipped: never a wrong tensor."""
 
 from dataclasses import replace
 

@@ -36,6 +36,7 @@ ORDER = [
     "options",
     "sender",
     "producer",
+    "waiting",
     "source",
     "assemble",
     "reader",

@@ -1,0 +1,59 @@
+"""Waiting with an end: for a ring to be made, for samples to come."""
+
+import logging
+import multiprocessing
+import time
+from threading import Event
+
+from synthbroker import units
+from synthbroker.errors import RingMissingError, StarvedError, SynthbrokerError
+from synthbroker.options import ReadOptions
+from synthbroker.replies import Meta
+from synthbroker.ring import Ring
+
+log = logging.getLogger("synthbroker")
+
+WARN_EVERY_S = 60.0
+_FIRST_WARNING_S = 5.0  # a ring that is not there may be a misspelt one
+
+
+class Waiting:
+    """How long a reader has had nothing, and when to say so."""
+
+    def __init__(self, wait_s: float, what: str, first_warning_s: float = WARN_EVERY_S) -> None:
+        self._wait_s, self._what = wait_s, what
+        self._since = time.monotonic()
+        self._next_warning_s = first_warning_s
+
+    def check(self, why: str, error: type[SynthbrokerError] = StarvedError) -> None:
+        """Warn each minute; raise an error after `wait_s`, or at once where nobody is left to read for."""
+        if _is_orphan():
+            raise SynthbrokerError("the process that started this reader is gone")
+        waited_s = time.monotonic() - self._since
+        if waited_s >= self._wait_s:
+            raise error(f"{self._what}: no sample for {units.format_duration(waited_s)}; {why}")
+        if waited_s >= self._next_warning_s:
+            self._next_warning_s += WARN_EVERY_S
+            log.warning("%s: no sample for %s; %s", self._what, units.format_duration(waited_s), why)
+
+
+def wait_for_ring(ring: Ring, options: ReadOptions, stop: Event) -> Meta | None:
+    """Block until the ring is there and knows its schema; None when told to stop."""
+    waiting = Waiting(options.wait_s, f"ring {ring.name!r}", _FIRST_WARNING_S)
+    while not stop.is_set():
+        try:
+            meta = ring.connection.keep_trying(ring.read_meta, options.reconnect_s, stop)
+            if meta.schema or meta.ended:
+                return meta
+            why = "no producer has put a sample yet"
+        except RingMissingError as error:
+            why = str(error)
+        waiting.check(why)
+        ring.connection.keep_trying(lambda: ring.wait_for_sample("0-0"), options.reconnect_s, stop)
+    return None
+
+
+def _is_orphan() -> bool:
+    """Say whether this is a worker (DataLoader's are daemons) whose parent was killed and could not end it."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and multiprocessing.current_process().daemon and not parent.is_alive()
