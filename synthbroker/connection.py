@@ -118,11 +118,18 @@ class Connection:
                 pool.release(connection)
 
     def close(self) -> None:
-        """Close all connections; the next call opens new ones."""
+        """Close all connections, also under threads that wait for an answer; the next call opens new ones."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.disconnect()
+
+    def _renew(self) -> None:
+        """Read the URL again at the next call; connections that other threads are using stay theirs."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.disconnect(inuse_connections=False)
 
     def keep_trying(self, attempt: Callable[[], T], reconnect_s: float, stop: Event) -> T:
         """Repeat an attempt, which must be safe to repeat, while the server is gone.
@@ -151,7 +158,7 @@ class Connection:
                 if left_s <= 0 or stop.wait(min(wait_s * random.uniform(0.5, 1.0), left_s)):
                     raise ServerGoneError(f"{error} (tried for {now - gone_since:.0f} s)") from error
                 wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
-                self.close()
+                self._renew()
             else:
                 if gone_since is not None:
                     log.warning("%s is back after %.1f s", self.where, time.monotonic() - gone_since)
