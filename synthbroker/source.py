@@ -173,7 +173,12 @@ class GroupSource:
         """Say that the group is done with samples, which count only in the epoch they came from."""
         if numbers and epoch == self._ring.epoch:
             with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
-                self._keep_trying(lambda: self._ring.acknowledge(self._group, numbers))
+                try:
+                    self._keep_trying(lambda: self._ring.acknowledge(self._group, numbers))
+                except ServerGoneError:
+                    if not self._stop.is_set():
+                        raise
+                    self._ring.acknowledge(self._group, numbers)  # closing took the connection from under it
             self._claimed.difference_update(numbers)
 
     def holds(self, numbers: Collection[int]) -> bool:
