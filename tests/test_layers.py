@@ -17,6 +17,7 @@ ORDER = [
     "tether",
     "settings",
     "units",
+    "pool",
     "sample",
     "schema",
     "codec",
