@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from synthbroker import generate, options, ring, schema, units
+from synthbroker.bench import measures
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("synthbroker", description=DESCRIPTION, epilog=EXAMPLES, **_STYLE)
     top.add_argument("--version", action="version", version=f"synthbroker {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_serve, _add_generate, _add_status, _add_peek, _add_end, _add_drop, _add_env):
+    for add in (_add_serve, _add_generate, _add_status, _add_peek, _add_end, _add_drop, _add_env, _add_bench):
         add(commands)
     return top
 
@@ -100,6 +101,14 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(schema.check_name(name) for name in text.split(","))
 
 
+@_checked
+def _measures(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(word) if word.isascii() and word.isdigit() else 0 for word in text.split(","))
+    if not set(numbers) <= set(measures.NUMBERS):
+        raise ValueError(f"must be numbers from 1 to {measures.NUMBERS[-1]} with commas, like 1,4,11, got {text!r}")
+    return numbers
+
+
 _size = _checked(units.parse_size)
 _Commands = Any  # argparse's own name for it is private
 
@@ -150,7 +159,7 @@ def _add_generate(commands: _Commands) -> None:
     add("--ring", type=_ring_name, required=True, help="name of the ring; made if it is not there")
     add("--workers", type=_whole(1), default=1, metavar="N", help="processes (default: %(default)s)")
     add("--seed", type=_whole(0), metavar="N", help="derive the workers' seeds from this (default: a random number)")
-    add("--device", help="for the generator; cuda deals out the GPUs in CUDA_VISIBLE_DEVICES")
+    add("--device", help="for the generator: cpu, cuda:0, …; cuda deals out the GPUs in CUDA_VISIBLE_DEVICES")
     add("--fields", type=_names, metavar="A,B", help="names for samples that are tuples")
     add("--keep-open", action="store_true", help="do not end the ring when all workers are done")
     add("--grace-s", type=_seconds, default=generate.DEFAULT_GRACE_S, metavar="S",
@@ -179,9 +188,9 @@ def _add_ring_options(command: argparse.ArgumentParser) -> None:
     new("--finite", action="store_true", default=None, help="keep samples with NaN or infinity out")
     new("--reopen", action="store_true", help="begin a new run on a ring that has ended")
     sending = command.add_argument_group("sending").add_argument
-    sending("--codec", default="lz4", help="lz4, zstd or raw (default: %(default)s)")
-    sending("--in-flight", type=_size, default=units.parse_size("256MB"), metavar="SIZE",
-            help="most memory for samples on their way, per worker (default: 256MB)")  # fmt: skip
+    sending("--codec", default="auto", help="auto, lz4, zstd or raw (default: %(default)s)")
+    sending("--in-flight", type=_size, default=units.parse_size("160MB"), metavar="SIZE",
+            help="most memory for samples on their way, per worker (default: 160MB)")  # fmt: skip
     sending(
         "--wait-s", type=_seconds, default=600.0, metavar="S", help="seconds to wait for room (default: %(default)g)"
     )
@@ -248,3 +257,25 @@ def _add_env(commands: _Commands) -> None:
         "print shell code (bash, zsh) after which redis-cli reaches the same server; it holds the password",
         '  eval "$(synthbroker env)"\n  redis-cli XLEN sb:{brains}:samples',
     )
+
+
+def _add_bench(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "bench",
+        "measure how fast it is on this machine, side by side with plain redis-py, sockets, queues and DataLoaders",
+        "  synthbroker bench --quick\n"
+        "  synthbroker bench --only 1,2,3 --repeats 3\n"
+        "  synthbroker bench --json bench.json --plot pictures\n"
+        "  synthbroker bench --fake-step 0.05 --generator my.module:brains",
+    )
+    add = command.add_argument
+    add("--quick", action="store_true", help="everything once and small: to see that it works, not how fast")
+    add("--only", type=_measures, default=(), metavar="N,N", help="only the measures with these numbers")
+    add("--repeats", type=_whole(1), metavar="N", help="times that each is measured (default: 5; with --quick: 1)")
+    add("--seconds", type=_seconds, metavar="S", help="length of one run (default: 3; with --quick: 0.1)")
+    add("--json", type=Path, metavar="FILE", help="where to write every single figure")
+    add("--plot", type=Path, metavar="FOLDER", help="where to draw throughput by size and time by num_workers as well")
+    add("--fake-step", type=_seconds, metavar="S",
+        help="instead: a training loop that sleeps S seconds per step; says how long it waits for data")  # fmt: skip
+    add("--generator", metavar="MODULE:FUNCTION", help="with --fake-step: your own, as for `generate`")

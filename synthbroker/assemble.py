@@ -1,8 +1,9 @@
 """From entries of the stream to a batch: payloads are received and unpacked where they stay."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,9 +11,12 @@ from synthbroker import codec, cutting, schema, wire
 from synthbroker.batch import Batch, BatchInfo, TupleBatch
 from synthbroker.errors import DamagedSampleError
 from synthbroker.options import ReadOptions
+from synthbroker.pool import Pool
 from synthbroker.replies import Given, Meta
 from synthbroker.ring import Ring
 from synthbroker.schema import Array, Schema
+
+Get = Callable[[Sequence[memoryview]], bool]
 
 _FREE_SHAPE_SHARE = 4  # a tensor of free shape may unpack to so many times the ring's capacity
 
@@ -21,8 +25,7 @@ class MissingPartError(DamagedSampleError):
     """A part is not there: evicted while it was read, or never whole."""
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """A sample that has arrived."""
 
     given: Given
@@ -37,10 +40,14 @@ class Finish:
     Attributes:
         tensor: Makes a tensor of an array; they may share memory.
         collate: Makes a batch of what `transform` gave, where the user names no `collate`.
+        memory: Where the memory of batches comes from; None: numpy's.
+        ship: Called with each whole batch, in the thread that made it; what it gives is handed out.
     """
 
     tensor: Callable[[Array], Any]
     collate: Callable[[list[Any]], Any]
+    memory: Pool | None = None
+    ship: Callable[[Any], Any] = lambda batch: batch
 
 
 def largest_free_bytes(meta: Meta) -> int:
@@ -48,73 +55,184 @@ def largest_free_bytes(meta: Meta) -> int:
     return _FREE_SHAPE_SHARE * meta.capacity_bytes
 
 
-def receive(ring: Ring, entry: wire.Entry, targets: dict[str, Array]) -> None:
+def receive(entry: wire.Entry, targets: dict[str, memoryview], pool: Pool, get: Get) -> None:
     """Bring the payload of one sample into memory.
 
     Args:
-        ring: Where it is.
         entry: The sample, checked against the ring's schema.
-        targets: For each wanted field C-contiguous memory of its dtype and shape.
+        targets: For each wanted field as many bytes of memory as its tensor has.
+        pool: Where packed bytes stay meanwhile.
+        get: Receives the next of the parts that were asked for; all of them are received, whatever is found.
 
     Raises:
         MissingPartError: A part is not there any more.
         DamagedSampleError: The payload is not what the head says.
     """
     head = entry.head
-    blocks = [_block(tensor, targets) for tensor in head.tensors]
+    if not entry.parts:
+        _copy_inline(head, entry.data, targets)
+        return
+    blocks = [_block(tensor, targets, pool) for tensor in head.tensors]
     pieces = cutting.scatter([size for size, _ in head.parts], blocks)
-    wanted = wire.parts_of(head, list(targets))
-    if entry.data is not None:
-        _copy(entry.data, pieces)
-    else:
-        there = ring.fetch([(f"{entry.uid}:{i}", pieces[i]) for i in wanted])
-        if not all(there):
-            raise MissingPartError(f"{there.count(False)} of {len(head.parts)} parts are gone")
-    for i in wanted:
-        wire.check_part(i, head.parts[i], pieces[i])
+    missing, damage = 0, None
+    for i in wire.parts_of(head, list(targets)):
+        if i == entry.parts:
+            _copy(entry.data, pieces[i])
+        elif not get(pieces[i]):
+            missing += 1
+            continue
+        try:
+            wire.check_part(i, head.parts[i], pieces[i])
+        except DamagedSampleError as error:
+            damage = damage or error
+    if missing:
+        raise MissingPartError(f"{missing} of {len(head.parts)} parts are gone")
+    if damage:
+        raise damage
     for tensor, block in zip(head.tensors, blocks, strict=True):
         if tensor.codec != codec.RAW and tensor.name in targets:
-            codec.decode(block, tensor.codec, codec.as_bytes(targets[tensor.name]))
+            codec.decode(block, tensor.codec, targets[tensor.name])
 
 
-def _block(tensor: wire.Tensor, targets: dict[str, Array]) -> memoryview:
+def _block(tensor: wire.Tensor, targets: dict[str, memoryview], pool: Pool) -> memoryview:
     """Give the memory that a tensor's packed bytes go to: raw ones to where the tensor shall be."""
     if tensor.codec == codec.RAW and tensor.name in targets:
-        return codec.as_bytes(targets[tensor.name])
-    return np.empty(tensor.packed_bytes, np.uint8).data
+        return targets[tensor.name]
+    return pool.take(tensor.packed_bytes).data
 
 
-def _copy(data: bytes, parts: Sequence[Sequence[memoryview]]) -> None:
-    source, offset = memoryview(data), 0
-    for piece in (piece for part in parts for piece in part):
-        piece[:] = source[offset : offset + piece.nbytes]
-        offset += piece.nbytes
+def _copy(data: bytes | memoryview, pieces: Sequence[memoryview]) -> None:
+    start = 0
+    for piece in pieces:
+        piece[:] = memoryview(data)[start : start + piece.nbytes]
+        start += piece.nbytes
+
+
+def _copy_inline(head: wire.Head, data: bytes | memoryview, targets: dict[str, memoryview]) -> None:
+    start = 0
+    for i, part in enumerate(head.parts):
+        wire.check_part(i, part, (memoryview(data)[start : start + part[0]],))
+        start += part[0]
+    start = 0
+    for tensor in head.tensors:
+        packed = memoryview(data)[start : start + tensor.packed_bytes]
+        start += tensor.packed_bytes
+        if tensor.name not in targets:
+            continue
+        if tensor.codec == codec.RAW:
+            targets[tensor.name][:] = packed
+        else:
+            codec.decode(packed, tensor.codec, targets[tensor.name])
+
+
+def fetch_shared(ring: Ring, entries: Sequence[wire.Entry], pool: Pool) -> list[wire.Entry | None]:
+    """Receive the payloads of samples that share parts, neighbours in one go.
+
+    Returns:
+        The entries, each with its payload as `data` where it lay in a shared part; None where that part is gone.
+    """
+    found: list[wire.Entry | None] = list(entries)
+    runs = _runs(entries)
+    missing = _fetch_runs(ring, entries, runs, pool, found)
+    # One that says what is not so, or a part cut short, costs no neighbour.
+    _fetch_runs(ring, entries, [[i] for run in missing if len(run) > 1 for i in run], pool, found)
+    return found
+
+
+def _fetch_runs(
+    ring: Ring, entries: Sequence[wire.Entry], runs: Sequence[list[int]], pool: Pool, found: list[wire.Entry | None]
+) -> list[list[int]]:
+    """Receive runs into `found`; returns those that were not there as a whole."""
+    sizes = [sum([entries[i].head.payload_bytes for i in run]) for run in runs]
+    slices = [
+        wire.Slice(f"{entries[run[0]].uid}:0", entries[run[0]].start, size)
+        for run, size in zip(runs, sizes, strict=True)
+    ]
+    missing: list[list[int]] = []
+    with ring.parts(slices) as get:
+        for run, size in zip(runs, sizes, strict=True):
+            memory = pool.take(size).data
+            there = get([memory])
+            if not there:
+                missing.append(run)
+            start = 0
+            for i in run:
+                end = start + entries[i].head.payload_bytes
+                found[i] = entries[i]._replace(start=None, parts=0, data=memory[start:end]) if there else None
+                start = end
+    return missing
+
+
+def _runs(entries: Sequence[wire.Entry]) -> list[list[int]]:
+    """Gather the indices of entries that lie one behind the other in the same shared part."""
+    runs: list[list[int]] = []
+    end = 0
+    for i, entry in enumerate(entries):
+        if entry.start is None:
+            continue
+        if runs and entries[runs[-1][-1]].uid == entry.uid and entry.start == end:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+        end = entry.start + entry.head.payload_bytes
+    return runs
+
+
+class Plan:
+    """What all batches of a ring have in common.
+
+    Args:
+        ring: Name of the ring.
+        meta: Its record.
+        options: How it is read.
+        finish: What the arrays become.
+        pool: Where the batches' memory comes from.
+
+    Raises:
+        ValueError: Fields are asked for that the ring's samples do not have.
+    """
+
+    def __init__(self, ring: str, meta: Meta, options: ReadOptions, finish: Finish, pool: Pool) -> None:
+        self.ring, self.epoch, self.options, self.finish, self.pool = ring, meta.epoch, options, finish, pool
+        self._schema = schema.parse(meta.schema) if meta.schema else Schema(())
+        self._limit = largest_free_bytes(meta)
+        self.fixed = {field.name for field in self._schema.fields if field.fixed}
+        self.names = tuple(options.fields or self._schema.names)
+        self.one_by_one = options.transform is not None or options.collate is not None
+        self._checked: object = None
+        unknown = set(self.names) - set(self._schema.names)
+        if unknown:
+            raise ValueError(f"fields {sorted(unknown)} are not in ring {ring!r}, whose samples are [{self._schema}]")
+
+    def read(self, given: Given) -> wire.Entry:
+        """Check an entry as far as it can be without its payload.
+
+        Raises:
+            DamagedSampleError: It is no sample of this ring.
+        """
+        entry = wire.read_entry(given.fields)
+        if entry.head.tensors is not self._checked:  # the same object for all samples of a kind
+            wire.check_schema(entry.head, self._schema, self._limit)
+            self._checked = entry.head.tensors
+        return entry
 
 
 class Assembly:
     """One batch in the making.
 
     Args:
-        ring: Where samples are received from.
-        meta: The ring's record.
-        options: How it is read.
-        finish: What the arrays become.
+        plan: What it has in common with others.
         size: Samples in a full batch.
     """
 
-    def __init__(self, ring: Ring, meta: Meta, options: ReadOptions, finish: Finish, size: int) -> None:
-        self._ring, self._options, self._finish, self.size = ring, options, finish, size
-        self.epoch = ring.epoch
-        self._schema = schema.parse(meta.schema) if meta.schema else Schema(())
-        self._limit = largest_free_bytes(meta)
-        self._names = tuple(options.fields or self._schema.names)
-        self._one_by_one = options.transform is not None or options.collate is not None
+    def __init__(self, plan: Plan, size: int) -> None:
+        self._plan, self.size, self.epoch = plan, size, plan.epoch
         self.placed: list[Placed] = []
         self.nbytes = 0
         self._samples: list[Any] = []
         self._arrays: dict[str, Array] = {}
+        self._slots: dict[str, memoryview] = {}
         self._lists: dict[str, list[Array]] = {}
-        self._check_fields()
 
     @property
     def missing(self) -> int:
@@ -126,74 +244,72 @@ class Assembly:
         """Numbers of the samples that the group waits for."""
         return [placed.given.number for placed in self.placed if placed.given.uses < 2]
 
-    def add(self, given: Given, now_s: float) -> int:
+    def add(self, given: Given, entry: wire.Entry, now_s: float, get: Get) -> int:
         """Receive one sample, given at `now_s` by the server's clock, into the next place; returns its bytes.
 
         Raises:
             DamagedSampleError: It cannot be; the place stays free.
         """
-        entry = wire.read_entry(given.fields)
-        wire.check_schema(entry.head, self._schema, self._limit)
-        tensors = {tensor.name: tensor for tensor in entry.head.tensors}
-        targets = {name: self._target(tensors[name]) for name in self._names}
-        receive(self._ring, entry, targets)
-        if self._one_by_one:
-            self._samples.append(self._transformed(targets))
+        own: dict[str, Array] = {}
+        targets: dict[str, memoryview] = {}
+        for tensor in entry.head.tensors:
+            if tensor.name in self._plan.names:
+                targets[tensor.name] = self._target(tensor, own)
+        receive(entry, targets, self._plan.pool, get)
+        if self._plan.one_by_one:
+            self._samples.append(self._transformed(own))
         else:
-            for name, items in self._lists.items():
-                items.append(targets[name])
+            for name, array in own.items():
+                self._lists.setdefault(name, []).append(array)
         self.placed.append(Placed(given, entry, round(max(now_s - entry.made_s, 0.0), 3)))
-        nbytes = sum(array.nbytes for array in targets.values())
+        nbytes = sum([target.nbytes for target in targets.values()])
         self.nbytes += nbytes
         return nbytes
 
     def result(self) -> tuple[Any, BatchInfo]:
         """Give the batch, full or not."""
         info = self._info()
-        if self._one_by_one:
-            collated = (self._options.collate or self._finish.collate)(self._samples)
+        plan = self._plan
+        if plan.one_by_one:
+            collated = (plan.options.collate or plan.finish.collate)(self._samples)
             return self._dressed(collated, info), info
         n = len(self.placed)
-        make = self._finish.tensor
+        make = plan.finish.tensor
         tensors: dict[str, Any] = {}
-        for name in self._names:
+        for name in plan.names:
             if name in self._lists:
                 tensors[name] = [make(array) for array in self._lists[name]]
             else:
                 tensors[name] = make(self._arrays[name][:n])
-        whole = tuple(tensors.values()) if self._options.fields else tensors
+        whole = tuple(tensors.values()) if plan.options.fields else tensors
         return self._dressed(whole, info), info
 
-    def _check_fields(self) -> None:
-        unknown = set(self._names) - set(self._schema.names)
-        if unknown:
-            raise ValueError(
-                f"fields {sorted(unknown)} are not in ring {self._ring.name!r}, whose samples are [{self._schema}]"
-            )
+    def _target(self, tensor: wire.Tensor, own: dict[str, Array]) -> memoryview:
+        """Give the memory that a tensor goes to: its place in the batch, or where there is none an array in `own`."""
+        name, nbytes = tensor.name, tensor.nbytes
+        if self._plan.one_by_one or name not in self._plan.fixed:
+            own[name] = self._array(tensor.shape, tensor.dtype)
+            return codec.as_bytes(own[name])
+        if name not in self._arrays:
+            self._arrays[name] = self._array((self.size, *tensor.shape), tensor.dtype)
+            self._slots[name] = codec.as_bytes(self._arrays[name])
+        start = len(self.placed) * nbytes
+        return self._slots[name][start : start + nbytes]
 
-    def _target(self, tensor: wire.Tensor) -> Array:
-        field = next(field for field in self._schema.fields if field.name == tensor.name)
-        if self._one_by_one:
-            return np.empty(tensor.shape, tensor.dtype)
-        if not field.fixed:
-            self._lists.setdefault(tensor.name, [])
-            return np.empty(tensor.shape, tensor.dtype)
-        if tensor.name not in self._arrays:
-            self._arrays[tensor.name] = np.empty((self.size, *tensor.shape), tensor.dtype)
-        # Not [i]: of one number that would be a value, not a view.
-        i = len(self.placed)
-        return self._arrays[tensor.name][i : i + 1].reshape(tensor.shape)
+    def _array(self, shape: schema.Shape, dtype: np.dtype[Any]) -> Array:
+        return self._plan.pool.take(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
-    def _transformed(self, targets: dict[str, Array]) -> Any:
-        tensors = {name: self._finish.tensor(targets[name]) for name in self._names}
-        sample: Any = tuple(tensors.values()) if self._options.fields else tensors
-        return self._options.transform(sample) if self._options.transform else sample
+    def _transformed(self, arrays: dict[str, Array]) -> Any:
+        options = self._plan.options
+        tensors = {name: self._plan.finish.tensor(arrays[name]) for name in self._plan.names}
+        sample: Any = tuple(tensors.values()) if options.fields else tensors
+        return options.transform(sample) if options.transform else sample
 
     def _dressed(self, collated: Any, info: BatchInfo) -> Any:
         """Give a dict or a tuple its `info`; what else a user's `collate` makes stays what it is."""
         if type(collated) is dict:
             return Batch.of(collated, info)
-        names = tuple(self._options.fields or ())
+        names = tuple(self._plan.options.fields or ())
         if type(collated) in (tuple, list) and names and len(collated) == len(names):
             return TupleBatch.of(tuple(collated), names, info)
         return collated
@@ -201,16 +317,16 @@ class Assembly:
     def _info(self) -> BatchInfo:
         entries = [placed.entry for placed in self.placed]
         return BatchInfo(
-            ring=self._ring.name,
-            group=self._options.group,
+            ring=self._plan.ring,
+            group=self._plan.options.group,
             epoch=self.epoch,
-            ids=tuple(placed.given.number for placed in self.placed),
-            producers=tuple(entry.producer for entry in entries),
-            seqs=tuple(entry.seq for entry in entries),
-            ages_s=tuple(placed.age_s for placed in self.placed),
-            uses=tuple(placed.given.uses for placed in self.placed),
-            recipes=tuple(entry.head.recipe for entry in entries),
-            metadata=tuple(entry.head.metadata for entry in entries),
+            ids=tuple([placed.given.number for placed in self.placed]),
+            producers=tuple([entry.producer for entry in entries]),
+            seqs=tuple([entry.seq for entry in entries]),
+            ages_s=tuple([placed.age_s for placed in self.placed]),
+            uses=tuple([placed.given.uses for placed in self.placed]),
+            recipes=tuple([entry.head.recipe for entry in entries]),
+            metadata=tuple([entry.head.metadata for entry in entries]),
         )
 
 

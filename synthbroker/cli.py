@@ -23,6 +23,8 @@ from rich.text import Text
 import synthbroker
 from synthbroker import admin, arguments, monitor, pictures, report, server, settings, shell
 from synthbroker import ring as rings
+from synthbroker.bench import measures, place, plots, run, steps, table
+from synthbroker.bench.table import Block
 from synthbroker.connection import Connection
 from synthbroker.endpoint import Endpoint
 from synthbroker.errors import SynthbrokerError
@@ -203,6 +205,43 @@ def _env(options: argparse.Namespace) -> int:
     return 0
 
 
+_QUICK_NOTE = "quick: small counts, once each, no claim of accuracy\n"
+
+
+def _bench(options: argparse.Namespace) -> int:
+    blocks = _blocks(options)
+    outcome = run.Outcome()
+    seconds = options.seconds or (0.1 if options.quick else 3.0)
+    repeats = options.repeats or (1 if options.quick else 5)
+    with place.at(options.url, seconds=seconds, quick=options.quick) as here:
+        about = place.describe(here)
+        print(f"{table.head_of(about)}\n{_QUICK_NOTE if options.quick else ''}\n{table.HEAD}", flush=True)
+        for row in run.run(blocks, here, outcome, repeats=repeats, only=options.only):
+            print(table.text_of(row), flush=True)
+        if options.plot is not None:
+            run.complete(plots.blocks(quick=options.quick), here, outcome, repeats=repeats)
+            print("\n" + "\n".join(f"drawn in {path}" for path in plots.draw(outcome, about, options.plot)))
+    if options.json is not None:
+        how = {"quick": options.quick, "repeats": repeats, "seconds": seconds}
+        options.json.write_text(json.dumps({"about": about, "how": how, **outcome.as_json()}, indent=1) + "\n")
+    if options.fake_step is not None and outcome.failures:
+        raise SynthbrokerError(next(iter(outcome.failures.values())))
+    return 0
+
+
+def _blocks(options: argparse.Namespace) -> tuple[Block, ...]:
+    """Choose what is measured, and see that it can be asked for."""
+    if options.plot is not None:
+        plots.check()
+    if options.fake_step is not None:
+        if options.plot is not None or options.only:
+            raise ValueError("--fake-step comes instead of the table: leave --plot and --only out")
+        return (steps.block(options.generator or steps.OWN, options.fake_step),)
+    if options.generator is not None:
+        raise ValueError("--generator goes with --fake-step: the measures of the table have samples of their own")
+    return measures.blocks(quick=options.quick)
+
+
 def _console() -> Console:
     plain = not sys.stdout.isatty()
     return Console(highlight=False, markup=False, width=_PLAIN_WIDTH if plain else None, no_color=plain or None)
@@ -216,4 +255,5 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "end": _end,
     "drop": _drop,
     "env": _env,
+    "bench": _bench,
 }

@@ -21,6 +21,7 @@ from synthbroker.errors import DamagedSampleError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 RAW = "raw"
+AUTO = "auto"  # no codec: `choose` names one for each tensor
 CODECS: dict[str, Any] = {
     RAW: None,
     "lz4": Blosc(cname="lz4", clevel=1, shuffle=Blosc.SHUFFLE),
@@ -33,13 +34,13 @@ LARGEST_PACKED_BYTES = 2**31 - 17  # Blosc's limit; larger tensors go raw
 
 
 def check(name: object) -> str:
-    """Check the name of a codec.
+    """Check what a user may name a codec.
 
     Raises:
-        ValueError: No such codec.
+        ValueError: Neither a codec nor "auto".
     """
-    if not isinstance(name, str) or name not in CODECS:
-        raise ValueError(f"unknown codec {name!r}: one of {', '.join(CODECS)}")
+    if not isinstance(name, str) or name not in (AUTO, *CODECS):
+        raise ValueError(f"unknown codec {name!r}: {AUTO} or one of {', '.join(CODECS)}")
     return name
 
 
@@ -87,6 +88,8 @@ def decode(packed: memoryview, name: str, out: memoryview) -> None:
 
 def as_bytes(array: Array) -> memoryview:
     """View a C-contiguous array as its bytes; also of dtypes that memoryview does not know, empty and 0-d."""
+    if array.dtype.isbuiltin == 1 and array.size and array.ndim:
+        return array.data.cast("B")
     return array.reshape(-1).view(np.uint8).data
 
 

@@ -1,21 +1,16 @@
 """The way to the server: a pool of redis-py's connections, payloads past its parser, one owner of retries.
 
-redis-py connects, authenticates, speaks TLS and parses small replies. Payloads go around it: `Line.send` hands
-memoryviews to the socket, `Line.receive` reads from the socket into memory that is there (measured on 64 MiB samples,
-producer to Redis to consumer: 0.25 GB/s through redis-py, 1.2 to 1.9 GB/s this way). That needs protocol 2, and a
-parser whose buffer is empty whenever a payload is read.
+redis-py connects, authenticates, speaks TLS and parses small replies; `line` moves payloads.
 """
 
-import hashlib
 import logging
+import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
-from threading import Event, Lock
+from threading import Event, Lock, local
 from typing import Any, TypeVar
 
 import redis
@@ -30,20 +25,17 @@ from synthbroker.errors import (
     ServerGoneError,
     ServerRefusedError,
 )
+from synthbroker.line import SOCKET_TIMEOUT_S, Line
 
 log = logging.getLogger("synthbroker")
 
-Buffer = bytes | bytearray | memoryview
 T = TypeVar("T")
 
 LONGEST_BLOCK_MS = 1000
-_SOCKET_TIMEOUT_S = 15.0  # well above the longest block
 _CONNECT_TIMEOUT_S = 5.0
 _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 5.0
 _OLDEST_VERSION = (6, 2)
-_LONGEST_LINE_BYTES = 64 * 1024
-_STRING_HEADER = re.compile(rb"\$(-1|[0-9]{1,18})")
 
 # What an error reply begins with, or says: which of our errors it is. The first that fits counts.
 _REPLIES: tuple[tuple[str, type[ServerError], str], ...] = (
@@ -84,6 +76,7 @@ class Connection:
         self._url = url
         self._pool: redis.ConnectionPool | None = None
         self._lock = Lock()
+        self._mine = local()  # each thread keeps the line it used last
         self.where = endpoint.redact(url) if url else "the server"
 
     def call(self, *command: Any) -> Any:
@@ -108,14 +101,21 @@ class Connection:
         """Borrow one connection for commands and payloads; any error closes it."""
         with self._translate():
             pool = self._open()
-            connection = pool.get_connection()
+            idle: list[Line] = self._mine.__dict__.setdefault("idle", [])
+            line = idle.pop() if idle else None
+            if line is not None and line.pid != os.getpid():
+                line = None  # the parent's
+            if line is not None and line.pool is not pool:
+                line.drop()
+                line = None
+            if line is None:
+                line = Line(pool.get_connection(), self.where, pool)
             try:
-                yield Line(connection, self.where)
+                yield line
             except BaseException:
-                connection.disconnect()  # type: ignore[no-untyped-call]
+                line.drop()
                 raise
-            finally:
-                pool.release(connection)
+            idle.append(line)
 
     def close(self) -> None:
         """Close all connections, also under threads that wait for an answer; the next call opens new ones."""
@@ -179,115 +179,10 @@ class Connection:
             yield
         except redis.RedisError as error:
             raise translate(error, self.where) from error
+        except BlockingIOError as error:  # the kernel's word for a timeout
+            raise ServerGoneError(f"{self.where} does not answer: nothing for {SOCKET_TIMEOUT_S:.0f} s") from error
         except OSError as error:
             raise ServerGoneError(f"{self.where} does not answer: {error}") from error
-
-
-class Line:
-    """One borrowed connection. Commands may be sent ahead; replies come in the order of the commands."""
-
-    def __init__(self, connection: Any, where: str) -> None:
-        self._connection = connection
-        self._where = where
-        self._ahead = memoryview(b"")  # what was read beyond a header
-        self._small = memoryview(bytearray(64))
-
-    def send(self, *commands: Sequence[Any]) -> None:
-        """Send commands. An argument may be text, a number, bytes, or a list of memoryviews that make up one value."""
-        self._connection.send_packed_command(_join(_pack(command) for command in commands))
-
-    def reply(self) -> Any:
-        """Read one small reply, undecoded.
-
-        Raises:
-            ServerError: The server answered with an error.
-            redis.ResponseError: Likewise, of a kind that the caller must tell apart.
-        """
-        if self._ahead:
-            raise ServerGoneError(f"{self._where} sent more than was asked for")
-        return self._connection.read_response(disable_decoding=True)
-
-    def replies(self, count: int) -> None:
-        """Read as many replies and throw them away; of several errors the first is raised, after all are read."""
-        errors = []
-        for _ in range(count):
-            try:
-                self.reply()
-            except redis.ResponseError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-
-    def script(self, name: str, key: str, *arguments: Any) -> Any:
-        """Run a script; the server learns its text when it does not know it yet."""
-        text, digest = _script(name)
-        self.send(("EVALSHA", digest, 1, key, *arguments))
-        try:
-            return self.reply()
-        except redis.exceptions.NoScriptError:
-            self.send(("EVAL", text, 1, key, *arguments))
-            return self.reply()
-
-    def receive(self, pieces: Sequence[memoryview]) -> bool:
-        """Read one string reply into memory, which may be in pieces.
-
-        Returns:
-            Whether the key held a string of exactly that length. What it has instead is read and thrown away.
-        """
-        header = self._read_line()
-        if header.startswith(b"-WRONGTYPE"):
-            return False
-        if header[:1] == b"-":
-            raise redis.ResponseError(header[1:].decode(errors="replace"))
-        if not _STRING_HEADER.fullmatch(header):
-            raise redis.InvalidResponse(f"Protocol Error: {header[:40]!r} instead of a string")
-        size = int(header[1:])
-        if size < 0:
-            return False
-        fits = size == sum(piece.nbytes for piece in pieces)
-        if fits:
-            for piece in pieces:
-                self._read_into(piece)
-        else:
-            self._discard(size)
-        self._discard(2)
-        return fits
-
-    def _read_line(self) -> bytes:
-        line = bytearray()
-        while True:
-            if not self._ahead:
-                self._ahead = self._small[: self._receive(self._small)]
-            head, end, _ = bytes(self._ahead).partition(b"\n")
-            line += head + end
-            self._ahead = self._ahead[len(head) + len(end) :]
-            if end:
-                return bytes(line[:-2])
-            if len(line) > _LONGEST_LINE_BYTES:
-                raise redis.InvalidResponse("Protocol Error: a line without an end")
-
-    def _read_into(self, piece: memoryview) -> None:
-        done = min(len(self._ahead), piece.nbytes)
-        piece[:done] = self._ahead[:done]
-        self._ahead = self._ahead[done:]
-        while done < piece.nbytes:
-            done += self._receive(piece[done:])
-
-    def _discard(self, size: int) -> None:
-        skipped = min(len(self._ahead), size)
-        self._ahead = self._ahead[skipped:]
-        size -= skipped
-        if size:
-            waste = memoryview(bytearray(min(size, 1 << 20)))
-            while size:
-                size -= self._receive(waste[:size])
-
-    def _receive(self, into: memoryview) -> int:
-        # The socket is redis-py's own; it offers no other way to read without copying.
-        count = self._connection._sock.recv_into(into)  # noqa: SLF001
-        if not count:
-            raise ConnectionError("the connection was closed")
-        return int(count)
 
 
 def translate(error: redis.RedisError, where: str) -> ServerError:
@@ -316,7 +211,7 @@ def _make_pool(url: str) -> redis.ConnectionPool:
         url,
         protocol=2,
         retry=Retry(NoBackoff(), 0),
-        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=_CONNECT_TIMEOUT_S,
         max_connections=1000,
     )
@@ -338,40 +233,3 @@ def _checked(pool: redis.ConnectionPool, where: str) -> redis.ConnectionPool:
     if match and (int(match[1]), int(match[2])) < _OLDEST_VERSION:
         raise ServerRefusedError(f"{where} is Redis {match[1].decode()}.{match[2].decode()}: 6.2 or newer is needed")
     return pool
-
-
-def _pack(command: Sequence[Any]) -> list[Buffer]:
-    """Write one command of the Redis protocol; payloads stay where they are."""
-    out: list[Buffer] = [b"*%d\r\n" % len(command)]
-    for argument in command:
-        pieces = argument if isinstance(argument, list) else [_as_bytes(argument)]
-        out += [b"$%d\r\n" % sum(memoryview(piece).nbytes for piece in pieces), *pieces, b"\r\n"]
-    return out
-
-
-def _as_bytes(argument: Any) -> Buffer:
-    if isinstance(argument, bytes | bytearray | memoryview):
-        return argument
-    return str(argument).encode()
-
-
-def _join(commands: Iterator[list[Buffer]], large_bytes: int = 16 * 1024) -> list[Buffer]:
-    """Gather small pieces into one buffer between the large ones: each buffer costs a call of the kernel."""
-    out: list[Buffer] = []
-    small = bytearray()
-    for command in commands:
-        for piece in command:
-            if memoryview(piece).nbytes < large_bytes:
-                small += piece
-            else:
-                out += [small, piece]
-                small = bytearray()
-    return [*out, small]
-
-
-@cache
-def _script(name: str) -> tuple[str, str]:
-    """Read a script, with what all share put in front, and its digest."""
-    folder = Path(__file__).parent / "lua"
-    text = (folder / "lib.lua").read_text() + (folder / f"{name}.lua").read_text()
-    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

@@ -63,16 +63,16 @@ class Session:
             if ready is None:
                 if not self._any and self._seat.workers == 1:
                     warn_of_nothing(self._options)
-                self._acknowledge(0)
+                self._settle()
                 self.close()
                 return
             self._any = True
             self._unacknowledged.append(ready.info)
             if self._options.ack == "delivered":
-                self._acknowledge(0)
+                self._settle()
             missing = None if missing is None else missing - 1
             yield ready
-        self._acknowledge(0)
+        self._settle()
 
     @property
     def usable(self) -> bool:
@@ -103,8 +103,13 @@ class Session:
             return
         while len(self._unacknowledged) > keep:
             info = self._unacknowledged[0]
-            self.reader.source.acknowledge(info.epoch, info.unacknowledged)
+            self.reader.acknowledge(info.epoch, info.unacknowledged)
             del self._unacknowledged[0]
+
+    def _settle(self) -> None:
+        """Acknowledge all there is, now."""
+        self._acknowledge(0)
+        self.reader.flush()
 
 
 def family_name(name: str | None) -> str:

@@ -1,16 +1,22 @@
-"""How a payload is cut into parts, and what it takes of the server's memory."""
+"""How a payload is cut into parts, and what it takes of the server's memory.
+
+Parts are of about a mebibyte: jemalloc gives neighbouring free memory back to the system at once where it amounts to
+8 MiB (its `oversize_threshold`), which a few parts of 4 MiB soon do, and then the server clears fresh pages for every
+part (measured on Redis 7.0.15, 64 MiB samples: 1.5 GB/s with parts of 4 MiB, 2.1 with 2, 2.6 with 1 and with a half).
+"""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import xxhash
 
-LARGEST_PART_BYTES = 4 * 2**20 - 64 * 2**10
+LARGEST_PART_BYTES = 2**20 - 2**12
 
 # What a stored string takes beside its bytes: header and line end inside the allocation, key, dictionary entry and
 # object outside; and an entry beside its text: node of the stream, ids, line of the index. Measured with MEMORY USAGE
 # and used_memory on Redis 7.0.15 (jemalloc), rounded up.
 _STRING_SLACK_BYTES = 64
-_PART_OVERHEAD_BYTES = 176
+PART_OVERHEAD_BYTES = 176
 _ENTRY_OVERHEAD_BYTES = 320
 _ENTRY_FIELDS_BYTES = 160
 _NODE_BYTES = 4096  # stream-node-max-bytes; smaller entries share a node, and it is full when no other fits
@@ -21,13 +27,14 @@ _SMALLEST_CUT_BYTES = 8 * 1024
 _MOST_WASTE = 0.04
 
 
+@lru_cache(maxsize=1024)
 def cut(size: int) -> tuple[int, ...]:
     """Cut a payload into parts whose length plus header fits an allocator's size class closely."""
     full, rest = divmod(size, LARGEST_PART_BYTES)
     sizes = [LARGEST_PART_BYTES] * full
     while rest:
         piece = rest
-        if rest >= _SMALLEST_CUT_BYTES and allocated(rest) - rest > _MOST_WASTE * rest:
+        if rest >= _SMALLEST_CUT_BYTES and allocated(rest) - rest > _MOST_WASTE * size:
             piece = _class_below(rest) - _STRING_SLACK_BYTES
         sizes.append(piece)
         rest -= piece
@@ -49,13 +56,14 @@ def _class_below(size: int) -> int:
     return size // step * step
 
 
-def cost(part_sizes: Sequence[int], text_bytes: int) -> int:
+@lru_cache(maxsize=1024)
+def cost(part_sizes: tuple[int, ...], text_bytes: int) -> int:
     """Estimate the server memory of a sample, from above: its parts, and an entry of so many bytes of text."""
     if text_bytes < _OWN_NODE_BYTES:
         entry = _NODE_BYTES // (_NODE_BYTES // (text_bytes + _VALUES_BYTES)) + _SHARED_OVERHEAD_BYTES
     else:
         entry = allocated(text_bytes + _ENTRY_FIELDS_BYTES) + _ENTRY_OVERHEAD_BYTES
-    return sum(allocated(size) + _PART_OVERHEAD_BYTES for size in part_sizes) + entry
+    return sum(allocated(size) + PART_OVERHEAD_BYTES for size in part_sizes) + entry
 
 
 def scatter(part_sizes: Sequence[int], blocks: Sequence[memoryview]) -> list[list[memoryview]]:
@@ -76,8 +84,10 @@ def scatter(part_sizes: Sequence[int], blocks: Sequence[memoryview]) -> list[lis
     return pieces
 
 
-def checksum(pieces: Sequence[memoryview]) -> int:
+def checksum(pieces: Sequence[bytes | memoryview]) -> int:
     """Compute xxh3-64 over pieces laid end to end."""
+    if len(pieces) == 1:
+        return xxhash.xxh3_64_intdigest(pieces[0])
     digest = xxhash.xxh3_64()
     for piece in pieces:
         digest.update(piece)

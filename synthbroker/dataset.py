@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import c_long
+from dataclasses import replace
 from inspect import signature
 from multiprocessing import RawValue
+from secrets import token_hex
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
-from synthbroker import tensors
+from synthbroker import lanes, tensors
 from synthbroker.assemble import Finish
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
 from synthbroker.consumer import Session, family_name, raise_if_drained
 from synthbroker.loading import Deputies
+from synthbroker.onto import Delivery, Parcel, open_harbour
 from synthbroker.options import ReadOptions
 from synthbroker.ring import Ring
 from synthbroker.source import Seat
@@ -46,7 +49,15 @@ class RingDataset(IterableDataset[Any]):
     A batch is a dict of tensors of shape (batch_size, ...), which belong to the caller. Making a dataset opens nothing,
     and it may be pickled; each process that iterates it is a reader of its own.
 
+    Args:
+        pin_memory: Give batches in page-locked memory, received and unpacked straight into it; with worker processes
+            `loader()` lets torch's DataLoader copy them there.
+        device: A GPU, like "cuda:0", or "cpu". Batches are copied there ahead of the training loop, and the stream that
+            is current where a batch is asked for waits for its copy. Of what a user's `collate` makes, tensors in
+            dicts, lists and tuples are copied. With worker processes use `loader()`: it copies in the training process.
+
     Raises (while iterating):
+        ValueError: The device is not there.
         StarvedError: There was no sample for `wait_s`.
         RingEndedError: The ring has ended, and this dataset has come to its end before.
         RingMismatchError: The group is read with another `reuse`.
@@ -74,7 +85,13 @@ class RingDataset(IterableDataset[Any]):
         reconnect_s: float = 300.0,
         claim_after_s: float = 30.0,
         name: str | None = None,
+        pin_memory: bool = False,
+        device: Any = None,
     ) -> None:
+        device = lanes.check_device(device)
+        self.device = None if device == "cpu" else device
+        self.pin_memory = pin_memory
+        self._delivery = Delivery()
         self.options = ReadOptions(
             url,
             ring,
@@ -105,7 +122,7 @@ class RingDataset(IterableDataset[Any]):
 
         Args:
             num_workers: Processes that receive and unpack; 0: threads of this process.
-            pin_memory: Give batches in page-locked memory.
+            pin_memory: Give batches in page-locked memory; without workers the dataset does, from now on.
             **options: Further arguments of DataLoader, save those that `RingDataset` takes itself.
         """
         return RingLoader(self, num_workers=num_workers, pin_memory=pin_memory, **options)
@@ -122,6 +139,13 @@ class RingDataset(IterableDataset[Any]):
             return Ring(connection, self.options.ring).read_meta().info
         finally:
             connection.close()
+
+    def pin(self) -> None:
+        """Give batches in page-locked memory from now on."""
+        if not self.pin_memory:
+            self.pin_memory = True
+            if self._session is not None:
+                self._delivery.pin()
 
     def close(self) -> None:
         """Leave the group; what was not acknowledged is given to others."""
@@ -140,7 +164,7 @@ class RingDataset(IterableDataset[Any]):
         return len(sizes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_session": None, "_deputies": None}
+        return self.__dict__ | {"_session": None, "_deputies": None, "_delivery": None}
 
     @property
     def deputies(self) -> Deputies:
@@ -159,13 +183,26 @@ class RingDataset(IterableDataset[Any]):
             raise_if_drained(self.options.url, self.options.ring, self.options.group)
         if self._session is None or not self._session.usable or self._session.begin_anew():
             worker = get_worker_info()
+            self._delivery = self._delivery_here(by_loader=bool(word))
+            finish = replace(TORCH, memory=self._delivery.memory, ship=self._delivery.ship)
             seat = Seat(self._family, worker.id if worker else 0, worker.num_workers if worker else 1, word)
-            self._session = Session(self.options, TORCH, seat, lag=_WORKER_LAG if worker else 0)
+            self._session = Session(self.options, finish, seat, lag=_WORKER_LAG if worker else 0)
         session = self._session
         self._ended = False
         for ready in session.batches(left):
-            yield ready.batch, ready.info
+            yield self._delivery.receive(ready.batch), ready.info
         self._ended = not session.usable
+
+    def _delivery_here(self, *, by_loader: bool) -> Delivery:
+        """Make the delivery of this process; workers, who may have been forked, leave GPUs alone."""
+        if get_worker_info() is None:
+            return Delivery(self.device, pin=self.pin_memory, ahead=self.options.prefetch)
+        if self.device is not None and not by_loader:
+            raise ValueError(
+                f"device={self.device!r} with worker processes: iterate dataset.loader(num_workers=N) instead of a "
+                "DataLoader, because only the training process may use a GPU"
+            )
+        return Delivery()
 
 
 class _WithInfo(IterableDataset[Any]):
@@ -174,11 +211,13 @@ class _WithInfo(IterableDataset[Any]):
     def __init__(self, dataset: RingDataset) -> None:
         self.dataset = dataset
         self.word = ""  # set before the workers are started, which get a copy
+        self.harbour = token_hex(8)  # where the training process takes parcels, if it does
         self.turn = RawValue(c_long, 0)  # counts iterations, for all processes: a worker must not wait in a former one
 
-    def __iter__(self) -> Iterator[tuple[Any, BatchInfo]]:
+    def __iter__(self) -> Iterator[Any]:
         mine = self.turn.value
-        return self.dataset.read(word=self.word, left=lambda: self.turn.value != mine)
+        pairs = self.dataset.read(word=self.word, left=lambda: self.turn.value != mine)
+        return pairs if self.dataset.device is None else (Parcel(*pair, self.harbour) for pair in pairs)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -190,7 +229,7 @@ class RingLoader(DataLoader[Any]):
     Made by `RingDataset.loader`.
     """
 
-    def __init__(self, dataset: RingDataset, *, num_workers: int, **options: Any) -> None:
+    def __init__(self, dataset: RingDataset, *, num_workers: int, pin_memory: bool = False, **options: Any) -> None:
         for name in "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last":
             if name in options:
                 raise TypeError(f"loader() takes no {name}: RingDataset does (batch_size, collate, drop_last, ...)")
@@ -198,22 +237,38 @@ class RingLoader(DataLoader[Any]):
             # Taken in turn, a worker that waits for samples stalls all that have some (pytorch#135409).
             options.setdefault("in_order", False)
         self._with_info = _WithInfo(dataset)
+        self._delivery: Delivery | None = None
+        if pin_memory and not num_workers:
+            dataset.pin()  # DataLoader would copy each batch in the training loop's thread
+        options["pin_memory"] = bool(num_workers) and (pin_memory or dataset.pin_memory or dataset.device is not None)
         read = self._with_info if num_workers else dataset
         super().__init__(read, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not self.num_workers:
-            yield from super().__iter__()
+            yield from self._with_info.dataset  # DataLoader's own loop would only cost time
             return
         dataset = self._with_info.dataset
+        if dataset.device is not None and self._delivery is None:
+            self._delivery = Delivery(dataset.device, ahead=dataset.options.prefetch)
+            open_harbour(self._with_info.harbour, self._delivery)
         anew = not self.persistent_workers or self._iterator is None
         self._with_info.word = dataset.deputies.begin(anew=anew)
         expected = None if dataset.options.epoch_size is None else len(dataset)
-        pairs = super().__iter__()
+        pairs: Iterator[Any] = super().__iter__()
+        if self._delivery is not None:
+            pairs = _unpacked(pairs, self._delivery)
         try:
             yield from dataset.deputies.watch(pairs, expected=expected, stay=self.persistent_workers)
         finally:
             self._with_info.turn.value += 1
+
+
+def _unpacked(parcels: Iterator[Any], delivery: Delivery) -> Iterator[tuple[Any, BatchInfo]]:
+    """Receive what workers sent, shipped by DataLoader's thread for page-locked memory, or here if it runs none."""
+    for parcel in parcels:
+        shipped, info = parcel.pin_memory() if isinstance(parcel, Parcel) else parcel
+        yield delivery.receive(shipped), info
 
 
 def _as_it_is(batch: Any) -> Any:

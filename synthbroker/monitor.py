@@ -6,7 +6,7 @@ scripts keep, against lengths and pending lists that Redis keeps), so a differen
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from synthbroker import replies
@@ -28,6 +28,7 @@ class ProducerStatus:
         host, pid, job_id: Where it runs; None where it did not say.
         samples_per_s, bytes_per_s: Its latest rates; 0 unless alive.
         blocked_share: Share of its time that it lately spent waiting for room.
+        codec: What codec="auto" chose for each field, with packed ÷ unpacked: {"image": "zstd 0.74"}.
     """
 
     state: str
@@ -39,6 +40,7 @@ class ProducerStatus:
     samples_per_s: float
     bytes_per_s: float
     blocked_share: float
+    codec: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,7 @@ def _read_producer(reply: Reply, now_s: float) -> ProducerStatus:
         samples_per_s=_number(about, "samples_per_s") if living else 0.0,
         bytes_per_s=_number(about, "bytes_per_s") if living else 0.0,
         blocked_share=_number(about, "blocked_share") if living else 0.0,
+        codec=_texts(about, "codec"),
         **_identity(about),
     )
 
@@ -312,6 +315,11 @@ def _identity(about: Mapping[str, Any]) -> dict[str, Any]:
 def _number(about: Mapping[str, Any], name: str) -> float:
     value = about.get(name, 0)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _texts(about: Mapping[str, Any], name: str) -> dict[str, str]:
+    value = about.get(name)
+    return {key: str(text) for key, text in value.items()} if isinstance(value, dict) else {}
 
 
 def _age(ring: Ring, first: int, last: int, now_s: float) -> float | None:

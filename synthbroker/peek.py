@@ -4,10 +4,12 @@ import contextlib
 
 import numpy as np
 
-from synthbroker import assemble, schema, wire
+from synthbroker import assemble, codec, schema, wire
+from synthbroker.assemble import MissingPartError
 from synthbroker.batch import Batch, BatchInfo
 from synthbroker.connection import Connection
 from synthbroker.errors import DamagedSampleError
+from synthbroker.pool import Pool
 from synthbroker.replies import Given, Meta
 from synthbroker.ring import Ring
 
@@ -47,7 +49,12 @@ def _sample(ring: Ring, meta: Meta, given: Given) -> Batch:
     entry = wire.read_entry(given.fields)
     wire.check_schema(entry.head, schema.parse(meta.schema), assemble.largest_free_bytes(meta))
     arrays = {tensor.name: np.empty(tensor.shape, tensor.dtype) for tensor in entry.head.tensors}
-    assemble.receive(ring, entry, arrays)
+    targets = {name: codec.as_bytes(array) for name, array in arrays.items()}
+    (whole,) = assemble.fetch_shared(ring, [entry], Pool(0))
+    if whole is None:
+        raise MissingPartError("its part is gone")
+    with ring.parts(whole.slices(list(arrays))) as get:
+        assemble.receive(whole, targets, Pool(0), get)
     info = BatchInfo(
         ring=ring.name,
         group=None,

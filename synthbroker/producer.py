@@ -1,30 +1,26 @@
 """The generator's side: put samples into a ring."""
 
 import atexit
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import numpy as np
-
-from synthbroker import codec as codecs
-from synthbroker import options, schema, settings, tensors, units, wire
+from synthbroker import cast as casts
+from synthbroker import options, schema, settings, tensors, texts, units
 from synthbroker import ring as rings
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
 from synthbroker.heart import Heart
+from synthbroker.packing import Packer
 from synthbroker.replies import Meta, Settings
 from synthbroker.ring import Ring
-from synthbroker.schema import Array, Schema
-from synthbroker.sender import Outgoing, Sender, Sent
-from synthbroker.wire import Encoded
+from synthbroker.schema import Schema, Shaped
+from synthbroker.sender import Sender, Sent
 
 log = logging.getLogger("synthbroker")
 
@@ -32,9 +28,6 @@ T = TypeVar("T")
 
 DEFAULT_CAPACITY_BYTES = 2 * 10**9
 LARGEST_SHARE = 0.9  # of the server's memory for one ring; the rest is for parts on their way, replies and bookkeeping
-_ENCODERS = 2
-_ENCODE_ASIDE_BYTES = 64 * 1024  # smaller samples are encoded by the sending thread: a hand-over would cost more
-_SAMPLE_OVERHEAD_BYTES = 2048  # of this process's memory beside the tensors: many tiny samples would have no bound
 _LAST_FLUSH_S = 10.0
 
 
@@ -81,7 +74,10 @@ class Producer:
         reopen: Begin a new run on a ring that has ended.
         name: Who this is, at most 100 letters, digits, `_ . -`; a newer producer of the same name shuts this one out.
         fields: Names for samples that are tuples.
-        codec: "lz4", "zstd" or "raw", or a dict that names one for some fields (the others go raw).
+        codec: "auto" (what the link and this machine are quickest with, for each field), "lz4", "zstd" or "raw", or a
+            dict that names one for some fields (the others go raw).
+        cast: Makes floats smaller, with a loss: {"image": "float16"}, "bfloat16", or "bitround:12", which keeps 12 bits
+            of each mantissa. A sample in which a finite value would become infinite goes to quarantine.
         in_flight: `put` waits while more than this is on its way.
         wait_s: How long to wait for room in the ring, in seconds.
         reconnect_s: How long to try to reach a server that went away, in seconds.
@@ -106,13 +102,15 @@ class Producer:
         reopen: bool = False,
         name: str | None = None,
         fields: Sequence[str] | None = None,
-        codec: str | Mapping[str, str] = "lz4",
-        in_flight: int | str = "256MB",
+        codec: str | Mapping[str, str] = "auto",
+        cast: Mapping[str, str] | None = None,
+        in_flight: int | str = "160MB",
         wait_s: float = 600.0,
         reconnect_s: float = 300.0,
     ) -> None:
         self._connection = Connection(url)
         self._ring = Ring(self._connection, ring)
+        schema = casts.noted(schema, casts.parse(cast))
         self._settings = options.ring_settings(
             capacity, max_samples, when_full, groups, producers, schema, info, finite
         )
@@ -120,17 +118,14 @@ class Producer:
         self.name = options.producer_name(name)
         options.check_names("fields", fields)
         self._fields = fields
-        self._codec = {field: codecs.check(c) for field, c in codec.items()} if isinstance(codec, Mapping) else codec
-        if isinstance(self._codec, str):
-            codecs.check(self._codec)
         self._in_flight_bytes = units.parse_size(in_flight)
+        self._packer = Packer(codec, cast, self._quarantine, self._in_flight_bytes)
         options.check_seconds("wait_s", wait_s)
         options.check_seconds("reconnect_s", reconnect_s)
         self._wait_s, self._reconnect_s = wait_s, reconnect_s
         self._sender: Sender | None = None
         self._known: Settings | None = None  # how the ring was made, to make it again where the server lost it
         self._schema: Schema | None = None
-        self._finite = False
         self._closed = False
 
     # -- what users call
@@ -147,7 +142,9 @@ class Producer:
 
         Args:
             sample: Dict of numpy arrays, torch tensors (CPU or CUDA) or numbers, or a tuple where `fields` are named.
-                Of any strides; values, dtype and shape come back exactly, in native byte order.
+                Of any strides; values, dtype and shape come back exactly, in native byte order. CUDA tensors are copied
+                on a stream of ours; put does not wait for the GPU, and what the current stream is given afterwards
+                comes after the copy.
             recipe: What makes this sample again: plain JSON of at most 16 KiB.
             metadata: Text that travels along, at most 16 KiB.
             copy: False lends the arrays instead of copying them: leave them alone until `flush`.
@@ -157,22 +154,19 @@ class Producer:
             TypeError, ValueError: Not a sample, recipe or metadata.
             RingFullError, RingEndedError, ServerGoneError, ...: Raised by an earlier sample in the background.
         """
-        arrays = tensors.as_sample(sample, self._fields)
-        texts = wire.pack_texts(metadata or {}, recipe or {})
+        given = tensors.as_sample(sample, self._fields)
+        along = texts.pack_texts(metadata, recipe)
         sender = self._running()
-        self._pinned(arrays).check(arrays)
-        nbytes = sum(array.nbytes for array in arrays.values()) + _SAMPLE_OVERHEAD_BYTES
+        travels = casts.preview(given, self._packer.casts)
+        self._pinned(travels).check(travels)
+        nbytes = self._packer.cost(given)
         sender.reserve(nbytes)
         try:
-            # np.asarray copies only what is not contiguous; both keep 0-d arrays as they are.
-            own = {name: np.array(a, order="C", copy=True if copy else None) for name, a in arrays.items()}
-            # The recipe is read back from its text: what is nested in the caller's may change before it is sent.
-            encode = partial(self._encode, own, texts["m"], json.loads(texts["r"]))
-            future = self._encoders.submit(encode) if nbytes >= _ENCODE_ASIDE_BYTES else None
+            outgoing = self._packer.pack(given, along, copy=copy)
         except BaseException:
             sender.give_back(nbytes)
             raise
-        sender.add(Outgoing(encode, nbytes, future))
+        sender.add(outgoing)
 
     def put_batch(
         self,
@@ -193,9 +187,9 @@ class Producer:
             ValueError: The arrays, recipes or metadata are not all N long. Errors of `put` besides.
         """
         many = tensors.split(samples) if isinstance(samples, Mapping) else list(samples)
-        for what, texts in ("recipes", recipes), ("metadata", metadata):
-            if texts is not None and len(texts) != len(many):
-                raise ValueError(f"{len(texts)} {what} for {len(many)} samples")
+        for what, each in ("recipes", recipes), ("metadata", metadata):
+            if each is not None and len(each) != len(many):
+                raise ValueError(f"{len(each)} {what} for {len(many)} samples")
         for i, sample in enumerate(many):
             self.put(
                 sample, recipe=recipes[i] if recipes else None, metadata=metadata[i] if metadata else None, copy=copy
@@ -255,12 +249,13 @@ class Producer:
 
     def _start(self) -> Sender:
         self._keep_trying(self._open)
-        self._encoders = ThreadPoolExecutor(_ENCODERS, "synthbroker-encoder")
         sender = Sender(
             self._ring,
             self.name,
             self._open,
             self._about,
+            self._packer.chooser.sent,
+            lambda: (self._meta.capacity_bytes, self._meta.max_samples),
             in_flight_bytes=self._in_flight_bytes,
             wait_s=self._wait_s,
             reconnect_s=self._reconnect_s,
@@ -305,15 +300,17 @@ class Producer:
         self._meta = meta
         self._known = replace(meta.settings, groups=self._settings.groups)
         self._schema = schema.parse(meta.schema) if meta.schema else None
-        self._finite = meta.finite
+        if self._schema is not None:
+            casts.check(self._schema, self._packer.casts)
+        self._packer.finite = meta.finite
 
     def _keep_trying(self, attempt: Callable[[], T]) -> T:
         return self._connection.keep_trying(attempt, self._reconnect_s, Event())
 
-    def _pinned(self, arrays: Mapping[str, Array]) -> Schema:
+    def _pinned(self, arrays: Mapping[str, Shaped]) -> Schema:
         """Give the ring's schema; the first sample of a new ring makes it."""
         if self._schema is None:
-            inferred = str(schema.infer(arrays))
+            inferred = str(casts.note(schema.infer(arrays), self._packer.casts))
             self._known = replace(self._known or self._settings, schema=inferred)
             self._keep_trying(self._open)  # another producer may have been first; then its schema decides
         assert self._schema is not None
@@ -321,17 +318,8 @@ class Producer:
             self._settings = replace(self._settings, schema=self._meta.schema)
         return self._schema
 
-    def _encode(
-        self, arrays: dict[str, Array], metadata: Mapping[str, str], recipe: Mapping[str, Any]
-    ) -> Encoded | None:
-        if self._finite:
-            reason = tensors.not_finite(arrays)
-            if reason:
-                self._keep_trying(lambda: self._ring.quarantine(reason=reason, producer=self.name, recipe=recipe))
-                return None
-        choice = self._codec
-        codec = {name: choice if isinstance(choice, str) else choice.get(name, codecs.RAW) for name in arrays}
-        return wire.encode(arrays, codec, metadata, recipe)
+    def _quarantine(self, reason: str, recipe: Mapping[str, Any]) -> None:
+        self._keep_trying(lambda: self._ring.quarantine(reason=reason, producer=self.name, recipe=recipe))
 
     def _close(self, *, done: bool, flush_s: float | None = None) -> int:
         sender, already = self._sender, self._closed
@@ -351,7 +339,7 @@ class Producer:
     def _go(self, sender: Sender, *, done: bool) -> int:
         left = sender.stop()
         self._heart.stop()
-        self._encoders.shutdown(wait=False, cancel_futures=True)
+        self._packer.close()
         atexit.unregister(self._at_exit)
         if left:
             log.warning("ring %s: %d samples of producer %s were not sent", self._ring.name, left, self.name)
@@ -375,7 +363,8 @@ class Producer:
         about: dict[str, Any] = {"host": job.host, "pid": job.pid, "state": self._state}
         if job.job_id is not None:
             about |= {"job_id": job.job_id, "array_task_id": job.array_task_id, "restart": job.restart_count}
-        return about | self._since("heartbeat")
+        chosen = self._packer.chooser.described()
+        return about | self._since("heartbeat") | ({"codec": chosen} if chosen else {})
 
     def _since(self, what: str) -> dict[str, Any]:
         """Say how much was sent, and at what rates since this was last asked for the same purpose."""

@@ -1,23 +1,28 @@
 """Makes batches ahead of the training loop, in a thread of its own."""
 
+import contextlib
 import logging
 import os
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
+from itertools import cycle, groupby
+from operator import itemgetter
 from threading import Condition, Event, Thread
 from typing import Any, TypeVar
 
-from synthbroker.assemble import Assembly, Finish, MissingPartError
+from synthbroker.assemble import Assembly, Finish, MissingPartError, Plan, fetch_shared
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
 from synthbroker.errors import DamagedSampleError, RingMissingError, SynthbrokerError
 from synthbroker.options import ReadOptions
+from synthbroker.pool import Pool
 from synthbroker.replies import Given
 from synthbroker.ring import Ring
 from synthbroker.source import Counts, Found, GroupSource, LiveSource, Seat, Source
+from synthbroker.wire import Entry
 
 log = logging.getLogger("synthbroker")
 
@@ -26,7 +31,10 @@ T = TypeVar("T")
 MOST_PREFETCHED_BYTES = 10**9
 _LAST_WORD_S = 5.0
 _GLANCE_S = 0.2
-_ONE_BY_ONE_BYTES = 1 << 20  # samples from this size on are taken when there is a place for their payload
+_BYTES_AT_ONCE = 64 << 20
+_MOST_AT_ONCE = 512
+_SMALL_BYTES = 1 << 18  # so much is made ready of what is in hand anyway
+_FLUSH_AFTER_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,22 @@ class Reader:
         self.source: Source = (
             LiveSource(self._ring, options, seat, self._stop)
             if options.group is None
-            else GroupSource(self._ring, options, seat, self.counts, self._stop, self._is_idle)
+            else GroupSource(self._ring, options, seat, self.counts, self._stop, self._is_idle, self._rest)
         )
         self._ready: deque[Ready] = deque()
         self._ready_bytes = 0
         self._waiting = False
+        self._at_work = False
+        self._flushed = 0.0
+        self._acknowledged: list[tuple[str, Sequence[int]]] = []  # and the ring has not been told
         self._ended = False
         self._error: BaseException | None = None
         self._changed = Condition()
-        self._sample_bytes = 0
+        self._sample_bytes = _BYTES_AT_ONCE  # of the last one; the first may be large
+        self._in_hand: deque[tuple[Given, Entry]] = deque()  # given to us and not yet in a batch
+        self._given_s = 0.0
+        self._plan: Plan | None = None
+        self._pool = finish.memory or Pool(MOST_PREFETCHED_BYTES)
         self._thread = Thread(target=self._run, name="synthbroker-reader", daemon=True)
 
     def start(self) -> None:
@@ -99,6 +114,30 @@ class Reader:
             raise self._error
         return None
 
+    def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
+        """Say that samples are done with, soon: many small batches are told of together by the reading thread."""
+        with self._changed:
+            self._acknowledged.append((epoch, numbers))
+            others_will = self._at_work or self._ready
+            lately = time.monotonic() - self._flushed < _FLUSH_AFTER_S
+        if not (others_will and lately):
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell the ring what is done with."""
+        with self._changed:
+            told, self._acknowledged = self._acknowledged, []
+            self._flushed = time.monotonic()
+        for epoch, some in groupby(told, key=itemgetter(0)):
+            self.source.acknowledge(epoch, [number for _, numbers in some for number in numbers])
+
+    def _rest(self, resting: bool) -> None:
+        """Before the reading thread waits, it tells what is done with; what comes then, the training loop tells."""
+        with self._changed:
+            self._at_work = not resting
+        if resting:
+            self.flush()
+
     def close(self) -> None:
         """Stop, and leave the group if `leaves` says so; not before, for what lies ready is not acknowledged yet."""
         self._stop.set()
@@ -107,6 +146,8 @@ class Reader:
         if self._thread.is_alive():
             self._ring.connection.close()  # wakes the thread where it waits for the server
             self._thread.join(_LAST_WORD_S)
+        with contextlib.suppress(SynthbrokerError):
+            self.flush()
         self.source.close(leave=self.leaves)
         self._ring.connection.close()
 
@@ -125,6 +166,7 @@ class Reader:
                 self._error = error
         with self._changed:
             self._ended = True
+            self._at_work = False
             self._changed.notify_all()
 
     def _wait_for_demand(self) -> bool:
@@ -132,58 +174,119 @@ class Reader:
 
         def wanted() -> bool:
             ahead = len(self._ready) < self.options.prefetch and self._ready_bytes < MOST_PREFETCHED_BYTES
-            return ahead or (self._waiting and not self._ready)
+            at_hand = self.options.prefetch and self._in_hand and self._ready_bytes < _SMALL_BYTES
+            return bool(ahead or at_hand or (self._waiting and not self._ready))
 
         with self._changed:
+            idle = not self._stop.is_set() and not wanted()
+        if idle:
+            self._rest(True)
+        with self._changed:
             self._changed.wait_for(lambda: self._stop.is_set() or wanted())
+            self._at_work = True
         return not self._stop.is_set()
 
     def _make(self, size: int) -> bool:
         """Make one batch; False at the end."""
-        assembly = self._new_assembly(size)
+        assembly = Assembly(self._planned(), size)
         found = Found(())
         while assembly.missing and not found.ended and not found.stuck:
-            found = self.source.take(self._how_many(assembly.missing), assembly.holding)
+            if not self._in_hand:
+                self.flush()
+                found = self.source.take(assembly.missing, self._most(), assembly.holding)
+                self.counts.overrun += found.gone
+                self._given_s = found.now_s
             if self._stop.is_set():
                 return False
+            if not self._in_hand:
+                self._take_in_hand(found.samples)
             if assembly.epoch != self._ring.epoch:
                 if assembly.placed:
                     log.warning("ring %s was made anew: %d samples are lost", self._ring.name, len(assembly.placed))
-                assembly = self._new_assembly(size)
-            for given in found.samples:
-                self._add(assembly, given, found.now_s)
+                assembly = Assembly(self._planned(), size)
+            self._receive(assembly)
         if found.stuck:
             log.warning("ring %s is full and waits for an incomplete batch: giving it out", self._ring.name)
         if assembly.placed:
             self._offer(assembly, full=found.stuck or not assembly.missing)
         return not found.ended
 
-    def _new_assembly(self, size: int) -> Assembly:
-        return Assembly(self._ring, self.source.meta, self.options, self._finish, size)
+    def _planned(self) -> Plan:
+        if self._plan is None or self._plan.epoch != self.source.meta.epoch:
+            self._plan = Plan(self._ring.name, self.source.meta, self.options, self._finish, self._pool)
+        return self._plan
 
-    def _how_many(self, missing: int) -> int:
-        return 1 if self._sample_bytes >= _ONE_BY_ONE_BYTES else missing
+    def _most(self) -> int:
+        """Say how many samples to take where many are waiting: small ones many, large ones when there is a place."""
+        return min(_MOST_AT_ONCE, _BYTES_AT_ONCE // max(self._sample_bytes, 1))
 
-    def _add(self, assembly: Assembly, given: Given, now_s: float) -> None:
-        """Receive a sample; one that cannot be used is counted and told."""
-        try:
-            self._sample_bytes = self._keep_trying(lambda: assembly.add(given, now_s))
-        except DamagedSampleError as error:
-            if isinstance(error, MissingPartError) and self._keep_trying(lambda: self._is_gone(assembly, given)):
+    def _take_in_hand(self, samples: Sequence[Given]) -> None:
+        """Read entries, and what lies in parts that they share; what cannot be used is counted and told."""
+        plan, bad = self._planned(), []
+        read: list[tuple[Given, Entry]] = []
+        for given in samples:
+            try:
+                read.append((given, plan.read(given)))
+            except DamagedSampleError as error:
+                bad.append((given, error))
+        entries = [entry for _, entry in read]
+        if any(entry.start is not None for entry in entries):
+            whole = self._keep_trying(lambda: fetch_shared(self._ring, entries, plan.pool))
+            for (given, _), entry in zip(read, whole, strict=True):
+                if entry is None:
+                    bad.append((given, MissingPartError("its part is gone")))
+                else:
+                    self._in_hand.append((given, entry))
+        else:
+            self._in_hand.extend(read)
+        self._set_aside(bad)
+
+    def _receive(self, assembly: Assembly) -> None:
+        """Receive what is in hand into a batch, as far as there is a place."""
+        entries: deque[tuple[Given, Entry]] = deque()
+        bad: list[tuple[Given, DamagedSampleError]] = []
+        while self._in_hand and len(entries) < assembly.missing:
+            entries.append(self._in_hand.popleft())
+        if entries:
+            self._keep_trying(lambda: self._receive_some(assembly, entries, bad))
+        self._set_aside(bad)
+
+    def _receive_some(
+        self,
+        assembly: Assembly,
+        entries: "deque[tuple[Given, Entry]]",
+        bad: list[tuple[Given, DamagedSampleError]],
+    ) -> None:
+        """Receive samples one by one; each leaves `entries` when it is settled, so that this can be repeated."""
+        names = self._planned().names
+        with self._ring.parts([one for _, entry in entries for one in entry.slices(names)]) as get:
+            while entries:
+                given, entry = entries[0]
+                try:
+                    nbytes = assembly.add(given, entry, self._given_s, get)
+                except DamagedSampleError as error:
+                    bad.append((given, error))
+                else:
+                    self._sample_bytes = nbytes
+                    self.counts.samples += 1
+                    self.counts.raw_bytes += nbytes
+                entries.popleft()
+
+    def _set_aside(self, bad: Sequence[tuple[Given, DamagedSampleError]]) -> None:
+        """Count and tell what cannot be used."""
+        for given, why in bad:
+            if isinstance(why, MissingPartError) and self._keep_trying(partial(self._is_gone, given)):
                 self.counts.overrun += 1
             else:
-                self._quarantine(given, error)
-        else:
-            self.counts.samples += 1
-            self.counts.raw_bytes += self._sample_bytes
+                self._quarantine(given, why)
 
-    def _is_gone(self, assembly: Assembly, given: Given) -> bool:
+    def _is_gone(self, given: Given) -> bool:
         """Say whether the ring has evicted a sample, or the server has lost the ring."""
         try:
             meta = self._ring.read_meta()
         except RingMissingError:
             return True
-        return meta.epoch != assembly.epoch or given.number < meta.first
+        return meta.epoch != self._planned().epoch or given.number < meta.first
 
     def _keep_trying(self, attempt: Callable[[], T]) -> T:
         return self._ring.connection.keep_trying(attempt, self.options.reconnect_s, self._stop)
@@ -202,6 +305,7 @@ class Reader:
             self.source.acknowledge(assembly.epoch, assembly.holding)
             return
         batch, info = assembly.result()
+        batch = self._finish.ship(batch)
         with self._changed:
             self._ready.append(Ready(batch, info, assembly.nbytes))
             self._ready_bytes += assembly.nbytes

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 Reply = list[Any]
 Fields = dict[bytes, bytes]
@@ -113,6 +113,7 @@ class Answer:
         live: Samples in a full ring.
         capacity_bytes: Its capacity.
         detail: What else the server said.
+        granted: For how many samples there is room.
     """
 
     word: str
@@ -122,10 +123,10 @@ class Answer:
     live: int = 0
     capacity_bytes: int = 0
     detail: str = ""
+    granted: int = 0
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """One entry that a group was given; `uses` counts this time, 0: somebody who died had it before."""
 
     number: int
@@ -143,6 +144,7 @@ class Taken:
         wait_id: Where to wait for new samples from.
         held: Producers wait for room that this group's own pending samples take up.
         samples: What was given.
+        gone: How many were given besides and had left the ring before their entries were read.
     """
 
     word: str
@@ -150,6 +152,7 @@ class Taken:
     wait_id: str
     held: bool
     samples: tuple[Given, ...]
+    gone: int = 0
 
 
 def full(reply: Reply, at: int) -> Answer:
@@ -186,7 +189,7 @@ def read_meta(reply: Reply) -> Meta:
 
 def fields_of(flat: Reply) -> Fields:
     """Turn an entry's names and values into a dict."""
-    return {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def number_of(entry_id: bytes) -> int:

@@ -88,11 +88,14 @@ def _consumers(members: Sequence[tuple[str, str, ConsumerStatus]]) -> Renderable
 
 
 def _producers(producers: dict[str, ProducerStatus]) -> RenderableType:
-    table = _table("producer", "state", "seen", "committed", "samples/s", "per s", "blocked", "host", "pid", "job")
+    columns = ["producer", "state", "seen", "committed", "samples/s", "per s", "blocked", "host", "pid", "job"]
+    codecs = any(one.codec for one in producers.values())  # where "auto" chose any
+    table = _table(*columns, *(["codec"] if codecs else []))
     ordered = sorted(producers.items(), key=lambda item: (list(_STATES).index(item[1].state), item[0]))
     for name, one in ordered[:MOST_ROWS]:
         rates = (f"{one.samples_per_s:.3g}", format_size(round(one.bytes_per_s)), f"{one.blocked_share:.0%}")
-        table.add_row(name, _state(one.state), _seen(one.seen_s), str(one.committed), *rates, *_where(one))
+        chosen = [", ".join(f"{field} {codec}" for field, codec in one.codec.items())] if codecs else []
+        table.add_row(name, _state(one.state), _seen(one.seen_s), str(one.committed), *rates, *_where(one), *chosen)
     return _with_rest(table, len(producers), "producers")
 
 
@@ -112,7 +115,7 @@ def _ledger(ledger: Ledger) -> RenderableType:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    words = ("group", "reader", "producer", "state", "host", "job")
+    words = ("group", "reader", "producer", "state", "host", "job", "codec")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="left" if column in words else "right", overflow="fold")
     return table

@@ -21,11 +21,12 @@ import json
 import random
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from synthbroker import replies
-from synthbroker.connection import LONGEST_BLOCK_MS, Connection, Line
+from synthbroker import cutting, replies, sharing
+from synthbroker.connection import LONGEST_BLOCK_MS, Connection
 from synthbroker.errors import (
     RingEndedError,
     RingMismatchError,
@@ -34,8 +35,10 @@ from synthbroker.errors import (
     ServerRefusedError,
     ShutOutError,
 )
+from synthbroker.line import Line
 from synthbroker.replies import Answer, Given, Incarnation, Memory, Meta, Reply, Settings, Taken
-from synthbroker.wire import Encoded
+from synthbroker.sharing import Shared, alone
+from synthbroker.wire import Encoded, Slice
 
 LEASE_S = 60
 BEAT_S = 5.0
@@ -45,7 +48,7 @@ MOST_QUARANTINED = 1000
 _PART_EXPIRY_S = 60
 _SLOWEST_LINK_BYTES_PER_S = 10_000_000  # a payload of many GiB is given this much longer to arrive
 _WINDOW_BYTES = 32 * 2**20
-_READ_AHEAD = 4
+_READ_AHEAD_BYTES = 2 * 2**20  # asked for and not yet here: the server holds it all in memory besides
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
@@ -159,7 +162,9 @@ class Ring:
 
     # -- producing
 
-    def room(self, who: Incarnation, cost_bytes: int, samples: int, *, free_bytes: int = 0) -> Answer:
+    def room(
+        self, who: Incarnation, cost_bytes: int, samples: int, *, free_bytes: int = 0, costs: Sequence[int] = ()
+    ) -> Answer:
         """Ask for a lease on room: OK, FULL or TOOBIG.
 
         Args:
@@ -167,13 +172,15 @@ class Ring:
             cost_bytes: For so much server memory.
             samples: In so many samples.
             free_bytes: What must leave the ring first, because the server is out of memory.
+            costs: What each of them takes, if room for the first of them alone would help: `granted` says for how many
+                there is.
         """
-        reply = self._producing("room", who, cost_bytes, samples, LEASE_S, free_bytes)
+        reply = self._producing("room", who, cost_bytes, samples, LEASE_S, free_bytes, *costs)
         if reply[0] == b"TOOBIG":
             return Answer("TOOBIG", capacity_bytes=int(reply[1]))
-        return replies.full(reply, 1) if reply[0] == b"FULL" else Answer("OK")
+        return replies.full(reply, 1) if reply[0] == b"FULL" else Answer("OK", granted=int(reply[1]))
 
-    def commit(self, who: Incarnation, samples: Sequence[tuple[int, Encoded]]) -> Answer:
+    def commit(self, who: Incarnation, samples: Sequence[tuple[int, Encoded | Shared]]) -> Answer:
         """Send samples and make a prefix of them visible.
 
         Args:
@@ -187,25 +194,32 @@ class Ring:
         Raises:
             ServerFullError: The server has no memory for them; nothing of the first that did not fit is visible.
         """
-        uids = ["-" if sample.inline else secrets.token_hex(8) for _, sample in samples]
-        arguments = [_commit_arguments(seq, sample, uid) for (seq, sample), uid in zip(samples, uids, strict=True)]
+        seqs = [seq for seq, _ in samples]
+        placed = [one if isinstance(one, Shared) else alone([one])[0] for _, one in samples]
+        uids = sharing.uids(placed)
+        arguments: list[Any] = [self.epoch, who.name, who.word]
+        for seq, one, uid in zip(seqs, placed, uids, strict=True):
+            arguments += sharing.commit_arguments(seq, one, uid)
+        parts = self._set_parts(placed, uids)
+        taken = 0
         try:
             with self.connection.line() as line:
-                for (_, sample), uid in zip(samples, uids, strict=True):
-                    self._send_parts(line, uid, sample)
-                flat = itertools.chain.from_iterable(arguments)
-                reply = line.script("commit", self._key("meta"), self.epoch, who.name, who.word, *flat)
+                window = _send_windows(line, parts)
+                reply, errors = line.script_after(window, "commit", self._key("meta"), *arguments)
+                taken = int(reply[1]) if len(reply) > 1 else 0
+                if errors:
+                    raise errors[0]
         except ServerFullError:
-            self._forget_parts(samples, uids, 0)
+            self._forget_parts(seqs, placed, uids, taken)
             raise
         self._checked_producing(reply, who)
         word = reply[0].decode()
         if word == "OOM":
-            self._forget_parts(samples, uids, int(reply[1]))
+            self._forget_parts(seqs, placed, uids, taken)
             raise ServerFullError(f"{self.connection.where} is out of memory")
         if word == "ERROR":
             raise ServerRefusedError(f"{self.connection.where} answers: {reply[3].decode()}")
-        return replies.full(reply, 3) if word == "FULL" else Answer(word, last=int(reply[1]))
+        return replies.full(reply, 3) if word == "FULL" else Answer(word, last=taken)
 
     def wait_for_room(self, room_id: str) -> None:
         """Block until somebody makes room after `room_id`, at most a second."""
@@ -217,48 +231,75 @@ class Ring:
         notes = (at, reason, producer, json.dumps(recipe), MOST_QUARANTINED)
         self.connection.script("quarantine", self._key("meta"), self.epoch, *notes)
 
-    def _forget_parts(self, samples: Sequence[tuple[int, Encoded]], uids: Sequence[str], last: int) -> None:
+    def _forget_parts(self, seqs: Sequence[int], placed: Sequence[Shared], uids: Sequence[str], last: int) -> None:
         """Remove the parts behind sequence number `last`: until they expire they would take the memory that lacks."""
-        for (seq, sample), uid in zip(samples, uids, strict=True):
-            if seq > last and not sample.inline:
-                self.connection.call("UNLINK", *(self._key(f"part:{uid}:{i}") for i in range(len(sample.part_sizes))))
+        kept = {uid for seq, uid in zip(seqs, uids, strict=True) if seq <= last}
+        for name, _ in sharing.strings(placed, uids):
+            if name.partition(":")[0] not in kept:
+                self.connection.call("UNLINK", self._key(f"part:{name}"))
 
-    def _send_parts(self, line: Line, uid: str, sample: Encoded) -> None:
-        if sample.inline:
-            return
-        expiry_s = _PART_EXPIRY_S + sample.payload_bytes // _SLOWEST_LINK_BYTES_PER_S
-        commands = [
-            ("SET", self._key(f"part:{uid}:{i}"), pieces, "EX", expiry_s) for i, pieces in enumerate(sample.parts())
+    def _set_parts(self, placed: Sequence[Shared], uids: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Write the commands that send payloads, as far as they do not ride in the entries."""
+        payload_bytes = sum([one.sample.payload_bytes for one in placed])
+        expiry_s = _PART_EXPIRY_S + payload_bytes // _SLOWEST_LINK_BYTES_PER_S
+        return [
+            ("SET", self._key(f"part:{name}"), pieces, "EX", expiry_s) for name, pieces in sharing.strings(placed, uids)
         ]
-        per_window = max(1, _WINDOW_BYTES // max(sample.part_sizes))
-        for start in range(0, len(commands), per_window):
-            window = commands[start : start + per_window]
-            line.send(*window)
-            line.replies(len(window))
 
     # -- consuming
 
     def take(
-        self, who: Incarnation, group: str, count: int, *, min_fill: int, claim_after_s: float, producers: Sequence[str]
+        self,
+        who: Incarnation,
+        group: str,
+        count: int,
+        *,
+        min_fill: int,
+        claim_after_s: float,
+        producers: Sequence[str],
+        most: int = 0,
     ) -> Taken | None:
         """Take up to `count` samples for a group; None where the consumer or its group must join first.
 
         Args:
             who: The consumer.
             group: Its group.
-            count: At most so many.
+            count: So many are wanted.
             min_fill: Nothing is given before so many samples are in the ring.
             claim_after_s: Members silent for longer are dead, and theirs is given first; negative: do not look now.
             producers: Take only from these, if any are named.
+            most: So many may be given where many more are waiting: a share of the backlog at a time.
         """
         seed = random.getrandbits(31)
-        reply = self._script("take", group, who, count, min_fill, claim_after_s, seed, *producers)
-        if reply[0] in (b"NOGROUP", b"REJOIN"):
-            return None
+        told = (self.epoch, group, who, count, min_fill, claim_after_s, seed, max(count, most), *producers)
+        with self.connection.line() as line:
+            reply = self._checked(line.script("take", self._key("meta"), *told))
+            if reply[0] in (b"NOGROUP", b"REJOIN"):
+                return None
+            numbers, uses = reply[4::2], reply[5::2]
+            found = self._read_entries(line, numbers)
         samples = tuple(
-            Given(replies.number_of(i), int(uses), replies.fields_of(fields)) for i, uses, fields in reply[4:]
+            [Given(n, used, replies.fields_of(found[n])) for n, used in zip(numbers, uses, strict=True) if n in found]
         )
-        return Taken(reply[0].decode(), float(reply[1]), reply[2].decode(), reply[3] == b"1", samples)
+        gone = len(numbers) - len(samples)
+        return Taken(reply[0].decode(), float(reply[1]), reply[2].decode(), reply[3] == b"1", samples, gone)
+
+    def _read_entries(self, line: Line, numbers: Sequence[int]) -> dict[int, Reply]:
+        """Read entries by their numbers, those that are there: neighbours with one command."""
+        runs: list[list[int]] = []
+        for number in numbers:
+            if runs and number == runs[-1][1] + 1:
+                runs[-1][1] = number
+            else:
+                runs.append([number, number])
+        if not runs:
+            return {}
+        ranges = [("XRANGE", self._key("samples"), f"{first}-0", f"{last}-0") for first, last in runs]
+        line.send(*ranges, ("HGET", self._key("meta"), "epoch"))
+        entries = list(itertools.chain.from_iterable([line.reply() for _ in runs]))
+        if line.reply() != self.epoch.encode():
+            raise RingMissingError(f"ring {self.name!r} on {self.connection.where} was made anew")
+        return {replies.number_of(entry_id): fields for entry_id, fields in entries if entry_id.endswith(b"-0")}
 
     def held_by(self, who: Incarnation, group: str, most: int) -> list[tuple[int, int]]:
         """List what a consumer was given and has not acknowledged: number, and how often it was given to anybody."""
@@ -283,23 +324,43 @@ class Ring:
         seconds, microseconds = self.connection.call("TIME")
         return int(seconds) + int(microseconds) / 1e6
 
-    def fetch(self, parts: Sequence[tuple[str, Sequence[memoryview]]]) -> list[bool]:
-        """Receive parts into memory.
+    @contextmanager
+    def parts(self, slices: Sequence[Slice]) -> Iterator[Callable[[Sequence[memoryview]], bool]]:
+        """Ask for parts ahead of receiving them, one behind the other.
 
         Args:
-            parts: For each its name (uid and number, a colon between) and the memory it goes to.
+            slices: What is wanted.
 
-        Returns:
-            For each whether it was there, in that length.
+        Yields:
+            What is called once for each with the memory it goes to, and says whether it was there, in that length.
         """
-        there: list[bool] = []
-        names = [self._key(f"part:{name}") for name, _ in parts]
+        commands = [self._read_command(one) for one in slices]
         with self.connection.line() as line:
-            line.send(*(("GET", name) for name in names[:_READ_AHEAD]))
-            for i, (_, pieces) in enumerate(parts):
-                there.append(line.receive(pieces))
-                line.send(*(("GET", name) for name in names[i + _READ_AHEAD : i + _READ_AHEAD + 1]))
-        return there
+            asked = done = ahead_bytes = 0
+
+            def receive(pieces: Sequence[memoryview]) -> bool:
+                nonlocal asked, done, ahead_bytes
+                if ahead_bytes <= _READ_AHEAD_BYTES // 2:
+                    start = asked
+                    while asked < len(slices) and (
+                        asked == done or ahead_bytes + slices[asked].size <= _READ_AHEAD_BYTES
+                    ):
+                        ahead_bytes += slices[asked].size
+                        asked += 1
+                    if asked > start:
+                        line.send(*commands[start:asked])
+                there = line.receive(pieces, more=asked - done > 1)
+                ahead_bytes -= slices[done].size
+                done += 1
+                return there
+
+            yield receive
+
+    def _read_command(self, one: Slice) -> tuple[Any, ...]:
+        key = self._key(f"part:{one.name}")
+        if one.start is None:
+            return ("GET", key)
+        return ("GETRANGE", key, one.start, one.start + one.size - 1)
 
     # -- within
 
@@ -360,8 +421,15 @@ def server_memory(connection: Connection) -> Memory | None:
     return Memory(*(int(found.get(name, 0)) for name in ("maxmemory", "total_system_memory", "used_memory")))
 
 
-def _commit_arguments(seq: int, sample: Encoded, uid: str) -> list[Any]:
-    inline = list(sample.payload) if sample.inline else b""
-    parts = 0 if sample.inline else len(sample.part_sizes)
-    size = sample.payload_bytes
-    return [seq, sample.cost_bytes, size, sample.raw_bytes, uid, parts, sample.spec, sample.head, inline]
+def _send_windows(line: Line, commands: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+    """Send commands that carry payload, a window at a time; gives the last window, which may go with what follows."""
+    window: list[tuple[Any, ...]] = []
+    size = 0
+    for command in commands:
+        if size >= _WINDOW_BYTES:
+            line.send(*window)
+            line.replies(len(window))
+            window, size = [], 0
+        window.append(command)
+        size += cutting.LARGEST_PART_BYTES
+    return window

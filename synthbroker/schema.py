@@ -1,14 +1,16 @@
 """What the samples of a ring look like: names, dtypes and shapes, as one line of text.
 
 `image:f32[1,96,96,96] label:u8[96,96,96]` is a schema; `image:f32[1,*,*,*]` leaves three sizes free, `image:f32[...]`
-the whole shape. The same text stands in the ring's `meta`, in every entry's `spec`, and in error messages.
+the whole shape; `image:f32~12[...]` says that 12 bits of each mantissa were kept. The same text stands in the ring's
+`meta`, in every entry's `spec` (there without such notes), and in error messages.
 """
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -44,10 +46,22 @@ _BY_DTYPE = {dtype: short for short, dtype in _BY_SHORT.items()}
 MOST_DIMENSIONS = 32
 LARGEST_SIZE = 2**40
 _NAME = re.compile(r"[A-Za-z0-9_.\-/]{1,64}", re.ASCII)
-_FIELD = re.compile(r"([^:\s]+):([a-z0-9]+)\[([^\]\s]*)\]", re.ASCII)
+_FIELD = re.compile(r"([^:\s]+):([a-z0-9]+)(?:~([0-9]{1,2}))?\[([^\]\s]*)\]", re.ASCII)
 
 Shape = tuple[int, ...]
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Shaped(Protocol):
+    """What a schema looks at: an array, or a tensor that is somewhere else."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As numpy (or ml_dtypes) calls it."""
+
+    @property
+    def shape(self) -> Shape:
+        """Its sizes."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +72,13 @@ class Field:
         name: Letters, digits and `_ . - /`, at most 64.
         dtype: A numpy dtype in native byte order, those of ml_dtypes included.
         shape: Sizes; None in place of a size leaves it free, None in place of all leaves the whole shape free.
+        kept_bits: Bits of the mantissa that a producer's cast kept; None: all. A note: it is not checked on values.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
+    kept_bits: int | None = None
 
     @property
     def fixed(self) -> bool:
@@ -79,7 +95,7 @@ class Field:
         """Say whether a tensor of this dtype and shape fits."""
         if dtype != self.dtype:
             return False
-        if self.shape is None:
+        if self.shape is None or shape == self.shape:
             return True
         return len(shape) == len(self.shape) and all(
             wanted is None or wanted == size for wanted, size in zip(self.shape, shape, strict=True)
@@ -87,7 +103,8 @@ class Field:
 
     def __str__(self) -> str:
         sizes = "..." if self.shape is None else ",".join("*" if size is None else str(size) for size in self.shape)
-        return f"{self.name}:{dtype_name(self.dtype)}[{sizes}]"
+        kept = "" if self.kept_bits is None else f"~{self.kept_bits}"
+        return f"{self.name}:{dtype_name(self.dtype)}{kept}[{sizes}]"
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,7 @@ class Schema:
         """The names of all fields."""
         return tuple(field.name for field in self.fields)
 
-    def check(self, sample: Mapping[str, Array]) -> None:
+    def check(self, sample: Mapping[str, Shaped]) -> None:
         """Raise SchemaError with both schemas if the sample does not fit; the order of fields does not matter."""
         if len(sample) == len(self.fields):
             for field in self.fields:
@@ -134,16 +151,22 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return _BY_DTYPE[dtype]
 
 
+def mantissa_bits(dtype: np.dtype[Any]) -> int | None:
+    """Count the stored bits of mantissa of float16, float32 and float64; None for others."""
+    return np.finfo(dtype).nmant if dtype.kind == "f" and dtype.isbuiltin == 1 else None
+
+
 def supports(dtype: np.dtype[Any]) -> bool:
     """Say whether tensors of this dtype can be sent."""
     return dtype in _BY_DTYPE
 
 
-def infer(sample: Mapping[str, Array]) -> Schema:
+def infer(sample: Mapping[str, Shaped]) -> Schema:
     """Describe one sample, every size fixed."""
     return Schema(tuple(Field(name, array.dtype, array.shape) for name, array in sample.items()))
 
 
+@lru_cache(maxsize=1024)
 def check_name(name: object) -> str:
     """Check the name of a field.
 
@@ -177,11 +200,15 @@ def _parse_field(text: str) -> Field:
     match = _FIELD.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a field of a schema: write name:dtype[sizes], for example image:f32[1,*,96]")
-    name, short, sizes = match.groups()
+    name, short, kept, sizes = match.groups()
     dtype = dtype_of(short)
     if dtype is None:
         raise ValueError(f"unknown dtype {short!r} in {text!r}: one of {', '.join(DTYPES)}")
-    return Field(check_name(name), dtype, None if sizes == "..." else _parse_sizes(sizes, text))
+    kept_bits = None if kept is None else int(kept)
+    if kept_bits is not None and kept_bits > (most := mantissa_bits(dtype) or -1):
+        has = f"has {most} bits of mantissa" if most > 0 else "cannot be rounded"
+        raise ValueError(f"~{kept} in {text!r}: {short} {has}")
+    return Field(check_name(name), dtype, None if sizes == "..." else _parse_sizes(sizes, text), kept_bits)
 
 
 def _parse_sizes(sizes: str, text: str) -> tuple[int | None, ...]:

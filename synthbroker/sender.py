@@ -1,50 +1,36 @@
 """The background half of a producer: samples go out in order, none is lost between two tries, none is doubled."""
 
+import itertools
 import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Condition, Event, Thread
 from typing import Any
 
-from synthbroker import units
+from synthbroker import sharing, units
 from synthbroker.errors import (
     RingFullError,
     RingMissingError,
     ServerFullError,
     SynthbrokerError,
 )
+from synthbroker.packing import Outgoing
 from synthbroker.replies import Answer, Incarnation
 from synthbroker.ring import Ring
+from synthbroker.sharing import Shared
 from synthbroker.wire import Encoded
 
 log = logging.getLogger("synthbroker")
 
 MOST_AT_ONCE = 256
 MOST_BYTES_AT_ONCE = 16 * 2**20
+ENCODE_AHEAD_BYTES = 64 * 2**20  # no further, so that a codec that is chosen anew soon takes effect
 WARN_EVERY_S = 60.0
 _MOST_REJOINS = 5
 _NOBODY_HOLDS = "no group reads it yet, or other producers have reserved what is left"
-
-
-@dataclass
-class Outgoing:
-    """One sample on its way. `encode` gives what to send, or None where the sample went to quarantine."""
-
-    encode: Callable[[], Encoded | None]
-    nbytes: int
-    future: "Future[Encoded | None] | None" = None
-
-    def ready(self) -> bool:
-        """Say whether `result` will not wait for another thread."""
-        return self.future is None or self.future.done()
-
-    def result(self) -> Encoded | None:
-        """Give what to send; raises what encoding raised."""
-        return self.encode() if self.future is None else self.future.result()
 
 
 @dataclass
@@ -68,6 +54,8 @@ class Sender:
         name: The producer's name.
         reopen: Makes the ring again where the server lost it.
         about: The producer's record.
+        told: Hears of each delivery: bytes of parts, and seconds that it took.
+        limits: Gives the ring's capacity in bytes and in samples.
         in_flight_bytes: `put` waits while more than this is on its way; one larger sample may always go.
         wait_s: How long to wait for room in the ring.
         reconnect_s: How long to wait for the server.
@@ -79,6 +67,8 @@ class Sender:
         name: str,
         reopen: Callable[[], None],
         about: Callable[[], Mapping[str, Any]],
+        told: Callable[[int, float], None],
+        limits: Callable[[], tuple[int, int]],
         *,
         in_flight_bytes: int,
         wait_s: float,
@@ -88,14 +78,16 @@ class Sender:
         self.who = Incarnation(name, secrets.token_hex(4))
         self.sent = Sent()
         self.error: BaseException | None = None
-        self._reopen, self._about = reopen, about
+        self._reopen, self._about, self._told, self._limits = reopen, about, told, limits
         self._in_flight_limit, self._wait_s, self._reconnect_s = in_flight_bytes, wait_s, reconnect_s
         self._queue: deque[Outgoing] = deque()
+        self._later: deque[Outgoing] = deque()  # those in it whose encoding has not begun
+        self._begun_bytes = 0
         self._in_flight = 0
         self._changed = Condition()
         self._stop = Event()
         self._committed = 0
-        self._at_once = MOST_AT_ONCE
+        self._at_once = 1  # doubled with each commit: the first ones are soon over, and say how fast the link is
         self._lost = False  # whether the server does not know the ring, or us, any more
         self._thread = Thread(target=self._run, name="synthbroker-sender", daemon=True)
 
@@ -116,18 +108,20 @@ class Sender:
             ValueError: Stopped by another thread meanwhile, as when a signal came. Errors of the background besides.
         """
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self.error
-                    or self._stop.is_set()
-                    or not self._in_flight
-                    or self._in_flight + nbytes <= self._in_flight_limit
-                )
-            )
+            if self._in_flight and (
+                self._in_flight + nbytes > self._in_flight_limit or len(self._queue) >= 2 * MOST_AT_ONCE
+            ):
+                self._changed.wait_for(lambda: self.error or self._stop.is_set() or self._has_space(nbytes))
             self.check()
             if self._stop.is_set():
                 raise ValueError(f"producer {self.who.name!r} of ring {self.ring.name!r} was closed meanwhile")
             self._in_flight += nbytes
+
+    def _has_space(self, nbytes: int) -> bool:
+        """Say whether more may be on its way: of many small ones half must be gone, so that they go many at a time."""
+        return not self._in_flight or (
+            self._in_flight + nbytes <= self._in_flight_limit and len(self._queue) <= MOST_AT_ONCE
+        )
 
     def give_back(self, nbytes: int) -> None:
         """Count bytes out again that were reserved for a sample that does not come."""
@@ -139,7 +133,11 @@ class Sender:
         """Take one sample, whose bytes were reserved."""
         with self._changed:
             self._queue.append(outgoing)
-            self._changed.notify_all()
+            if outgoing.is_later:
+                self._later.append(outgoing)
+                self._start_some()
+            if len(self._queue) == 1:
+                self._changed.notify_all()
 
     def flush(self, wait_s: float | None = None) -> bool:
         """Wait until everything is committed; False if that took longer than `wait_s`."""
@@ -187,23 +185,36 @@ class Sender:
         """Take what is ready from the front of the queue, at least one; what went to quarantine leaves it."""
         batch: list[Encoded] = []
         size = 0
-        while len(batch) < len(self._queue) and len(batch) < MOST_AT_ONCE and size < MOST_BYTES_AT_ONCE:
-            if batch and not self._queue[len(batch)].ready():
+        for outgoing in list(itertools.islice(self._queue, MOST_AT_ONCE)):
+            if size >= MOST_BYTES_AT_ONCE or (batch and not outgoing.ready()):
                 break
-            encoded = self._queue[len(batch)].result()
+            encoded = outgoing.result()
             if encoded is None:
-                self._settle(len(batch))
+                if batch:
+                    break
+                self._settle(1)
                 self.sent.quarantined += 1
             else:
                 batch.append(encoded)
                 size += encoded.cost_bytes
         return batch
 
-    def _settle(self, index: int) -> None:
+    def _settle(self, count: int) -> None:
+        """Take samples off the front of the queue."""
         with self._changed:
-            self._in_flight -= self._queue[index].nbytes
-            del self._queue[index]
+            for _ in range(count):
+                outgoing = self._queue.popleft()
+                self._in_flight -= outgoing.nbytes
+                self._begun_bytes -= outgoing.nbytes if outgoing.is_later else 0
+            self._start_some()
             self._changed.notify_all()
+
+    def _start_some(self) -> None:
+        """Have the samples next in line encoded, those on their way included at least one and `ENCODE_AHEAD_BYTES`."""
+        while self._later and self._begun_bytes < ENCODE_AHEAD_BYTES:
+            outgoing = self._later.popleft()
+            outgoing.start()
+            self._begun_bytes += outgoing.nbytes
 
     def _deliver(self, batch: list[Encoded]) -> None:
         waiting = _Waiting(self.ring.name, self._wait_s)
@@ -228,25 +239,31 @@ class Sender:
         if self._lost:
             self._rejoin()
         try:
-            for count in (min(len(batch), self._at_once), 1):
-                some = batch[:count]
-                answer = self._room_for(some)
-                if answer.word == "OK":
-                    break
+            some = self._placed(batch[: self._at_once])
+            answer = self._room_for(some)
             if answer.word != "OK":
                 return replace(answer, last=self._committed)
-            answer = self.ring.commit(self.who, [(self._committed + 1 + i, sample) for i, sample in enumerate(some)])
+            if answer.granted < len(some):
+                some = self._placed(batch[: answer.granted])
+            began = time.monotonic()
+            answer = self.ring.commit(self.who, [(self._committed + 1 + i, one) for i, one in enumerate(some)])
+            beside = [one.sample.payload_bytes for one in some if one.part is not None or one.sample.parts]
+            self._told(sum(beside), time.monotonic() - began)
         except ServerFullError as error:
             self._at_once = 1
             return self._make_server_room(batch[0], error)
         self._at_once = min(2 * self._at_once, MOST_AT_ONCE)
         return answer
 
-    def _room_for(self, some: list[Encoded]) -> Answer:
+    def _placed(self, batch: Sequence[Encoded]) -> list[Shared]:
+        return sharing.share(batch, *self._limits())
+
+    def _room_for(self, some: Sequence[Shared]) -> Answer:
         """Ask for a lease, which samples that ride in their entries need not."""
-        if all(sample.inline for sample in some):
-            return Answer("OK")
-        return self.ring.room(self.who, sum(sample.cost_bytes for sample in some), len(some))
+        if all(one.part is None and one.sample.inline for one in some):
+            return Answer("OK", granted=len(some))
+        costs = [one.cost_bytes for one in some]
+        return self.ring.room(self.who, sum(costs), len(some), costs=costs)
 
     def _refuse_too_big(self, answer: Answer, sample: Encoded) -> None:
         if sample.cost_bytes > answer.capacity_bytes:
@@ -262,13 +279,12 @@ class Sender:
 
     def _book(self, batch: list[Encoded], answer: Answer) -> int:
         done = max(answer.last - self._committed, 0)
-        for sample in batch[:done]:
-            self.sent.samples += 1
-            self.sent.payload_bytes += sample.payload_bytes
-            self.sent.raw_bytes += sample.raw_bytes
-            self._settle(0)
+        self.sent.samples += done
+        self.sent.payload_bytes += sum([sample.payload_bytes for sample in batch[:done]])
+        self.sent.raw_bytes += sum([sample.raw_bytes for sample in batch[:done]])
         del batch[:done]
         self._committed += done
+        self._settle(done)
         return done
 
     def _wait(self, waiting: "_Waiting", answer: Answer) -> None:

@@ -61,6 +61,7 @@ class Found:
     Attributes:
         samples: The entries; there are none only with one of the following.
         now_s: The server's time.
+        gone: How many had left the ring before they could be read.
         ended: Nothing comes any more.
         stuck: Nothing comes before the samples of the batch in the making are acknowledged: they are the oldest of a
             full ring, which cannot make room while they are held; as when a dead reader's samples were taken over.
@@ -68,6 +69,7 @@ class Found:
 
     samples: Sequence[Given]
     now_s: float = 0.0
+    gone: int = 0
     ended: bool = False
     stuck: bool = False
 
@@ -92,8 +94,11 @@ class Source(Protocol):
     def start(self) -> None:
         """Get ready; blocks until there is a ring."""
 
-    def take(self, count: int, holding: Sequence[int]) -> Found:
-        """Give up to `count` samples for a batch that has those in `holding`; blocks until there is one, or the end."""
+    def take(self, count: int, most: int, holding: Sequence[int]) -> Found:
+        """Give samples for a batch that has those in `holding` and needs `count`; blocks until there is one.
+
+        Where many are waiting, it may be as many as `most`.
+        """
 
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that samples are done with."""
@@ -115,16 +120,24 @@ class GroupSource:
         counts: Where to count.
         stop: Ends all waiting.
         idle: Says whether the training loop waits for this very reader, which has nothing ready for it.
+        resting: Called with True before this waits for samples, and with False after.
     """
 
     meta: Meta
 
     def __init__(
-        self, ring: Ring, options: ReadOptions, seat: Seat, counts: Counts, stop: Event, idle: Callable[[], bool]
+        self,
+        ring: Ring,
+        options: ReadOptions,
+        seat: Seat,
+        counts: Counts,
+        stop: Event,
+        idle: Callable[[], bool],
+        resting: Callable[[bool], None],
     ) -> None:
         assert options.group is not None
         self._ring, self._options, self._seat = ring, options, seat
-        self._counts, self._stop, self._idle = counts, stop, idle
+        self._counts, self._stop, self._idle, self._resting = counts, stop, idle, resting
         self._group = options.group
         word = f"{seat.word}." if seat.word else ""
         self._who = Incarnation(f"{seat.family}/{seat.worker}", word + secrets.token_hex(4))
@@ -139,11 +152,12 @@ class GroupSource:
         self._join()
         self._heart.start()
 
-    def take(self, count: int, holding: Sequence[int]) -> Found:
-        """Take up to `count` samples; blocks until there is one.
+    def take(self, count: int, most: int, holding: Sequence[int]) -> Found:
+        """Take samples; blocks until there is one.
 
         Args:
-            count: At most so many.
+            count: So many are needed.
+            most: So many may be taken where many are waiting; fewer than needed, where they are large.
             holding: Numbers of the samples that are already in the batch that these are for.
 
         Raises:
@@ -153,13 +167,13 @@ class GroupSource:
         waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
         held_since: float | None = None
         while not self._stop.is_set():
-            taken = self._try_take(count)
+            taken = self._try_take(max(min(count, most), 1), most)
             if taken is None:
                 continue
             held_since = (held_since or time.monotonic()) if taken.held else None
-            if taken.samples:
+            if taken.samples or taken.gone:
                 self._min_fill = 1
-                return Found(taken.samples, taken.now_s)
+                return Found(taken.samples, taken.now_s, taken.gone)
             if taken.word == "END":
                 return Found((), ended=True)
             if held_since and holding and time.monotonic() - held_since >= _STUCK_AFTER_S and self._is_stuck(holding):
@@ -217,7 +231,7 @@ class GroupSource:
             self._next_claim = 0.0
             return
 
-    def _try_take(self, count: int) -> Taken | None:
+    def _try_take(self, count: int, most: int) -> Taken | None:
         """Take once; None where that must be done again, because the server was away or had lost the ring or us."""
         try:
             taken = self._ring.take(
@@ -227,6 +241,7 @@ class GroupSource:
                 min_fill=self._min_fill,
                 claim_after_s=self._claim_after_s(),
                 producers=self._options.producers or (),
+                most=most,
             )
         except ServerGoneError:
             return self._keep_trying(self._recover)  # type: ignore[no-any-return]
@@ -244,7 +259,7 @@ class GroupSource:
         held = []
         try:
             for number, times in self._ring.held_by(self._who, self._group, _MOST_RECOVERED):
-                if number > self._newest or (times > 1 and number not in self._claimed):
+                if number not in self._claimed and (number > self._newest or times > 1):
                     held += self._ring.read(number, number, 1)
         except SynthbrokerError as error:
             if isinstance(error, ServerGoneError):
@@ -273,7 +288,12 @@ class GroupSource:
 
     def _wait(self, wait_id: str) -> None:
         began = time.monotonic()
-        self._keep_trying(lambda: self._ring.wait_for_sample(wait_id))
+        self._resting(True)
+        try:
+            if not self._stop.is_set():  # closing may have come while it was told what is done with
+                self._keep_trying(lambda: self._ring.wait_for_sample(wait_id))
+        finally:
+            self._resting(False)
         self._counts.waiting_s += time.monotonic() - began
 
     def _check(self, waiting: Waiting, *, held: bool) -> None:
@@ -345,13 +365,13 @@ class LiveSource:
                 self._stop,
             )
 
-    def take(self, count: int, holding: Sequence[int]) -> Found:  # noqa: ARG002 - nothing is held here
+    def take(self, count: int, most: int, holding: Sequence[int]) -> Found:  # noqa: ARG002 - nothing is held here
         """Read the next entries; fewer workers' numbers are passed over."""
         found: list[Given] = []
         while not found and self._next <= self._last and not self._stop.is_set():
-            most = min(count, _SCAN_AT_ONCE) * self._seat.workers
+            some = min(count, _SCAN_AT_ONCE) * self._seat.workers
             read = self._ring.connection.keep_trying(
-                lambda n=most: self._ring.read(self._next, self._last, n),  # type: ignore[misc]
+                lambda n=some: self._ring.read(self._next, self._last, n),  # type: ignore[misc]
                 self._options.reconnect_s,
                 self._stop,
             )

@@ -8,11 +8,12 @@ import numpy as np
 
 from synthbroker import schema
 from synthbroker.schema import Array
+from synthbroker.staging import OnGpu
 
 _SAME_SIZE_INTEGER = {1: "uint8", 2: "int16"}
 
 
-def as_sample(value: object, names: Sequence[str] | None) -> dict[str, Array]:
+def as_sample(value: object, names: Sequence[str] | None) -> dict[str, Array | OnGpu]:
     """See a sample as arrays by name.
 
     Args:
@@ -21,12 +22,13 @@ def as_sample(value: object, names: Sequence[str] | None) -> dict[str, Array]:
 
     Returns:
         Arrays of supported dtypes in native byte order, of any strides; views of the user's memory where possible.
+        Tensors on a GPU stay there, for `staging.fetch`; nothing waits for them.
 
     Raises:
         TypeError: Not a sample, or a field that is not a tensor or a number.
         ValueError: No fields, a bad name, or another number of items than names.
     """
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         if names is None or not isinstance(value, Sequence) or isinstance(value, str | bytes):
             raise TypeError(
                 f"a sample must be a dict of arrays or tensors, got {type(value).__name__}; for tuples say fields=(...)"
@@ -39,8 +41,12 @@ def as_sample(value: object, names: Sequence[str] | None) -> dict[str, Array]:
     return {schema.check_name(name): as_array(name, item) for name, item in value.items()}
 
 
-def as_array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any) -> Array | OnGpu:
     """See one field as an array; errors as for `as_sample`."""
+    if type(value) is np.ndarray and value.dtype.isbuiltin == 1 and schema.supports(value.dtype):
+        return value
+    if isinstance(value, OnGpu):
+        return value
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_torch(name, value, torch)
@@ -69,21 +75,18 @@ def to_torch(array: Array) -> Any:
     return torch.from_numpy(array.view(same_size)).view(getattr(torch, name))
 
 
-def split(samples: Mapping[str, Any]) -> list[dict[str, Array]]:
+def split(samples: Mapping[str, Any]) -> list[dict[str, Array | OnGpu]]:
     """Split arrays that share their first size into samples.
 
     Raises:
         ValueError: They do not. Errors of `as_sample` besides.
     """
     arrays = as_sample(samples, None)
-    lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
+    lengths = {name: array.shape[0] if array.shape else None for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or None in lengths.values():
         raise ValueError(f"put_batch takes arrays that share their first size, got {lengths}")
-    # [i : i + 1] and reshape instead of [i]: a scalar would lose its dtype's array.
     (length,) = set(lengths.values())
-    return [
-        {name: array[i : i + 1].reshape(array.shape[1:]) for name, array in arrays.items()} for i in range(length or 0)
-    ]
+    return [{name: _item(array, i) for name, array in arrays.items()} for i in range(length or 0)]
 
 
 def not_finite(arrays: Mapping[str, Array]) -> str | None:
@@ -94,14 +97,23 @@ def not_finite(arrays: Mapping[str, Array]) -> str | None:
     return None
 
 
-def _from_torch(name: str, tensor: Any, torch: Any) -> Array:
+def _item(array: Array | OnGpu, i: int) -> Array | OnGpu:
+    """Give one item; [i : i + 1] and reshape instead of [i], because a scalar would lose its dtype's array."""
+    if isinstance(array, OnGpu):
+        return OnGpu(array.tensor[i], array.dtype)
+    return array[i : i + 1].reshape(array.shape[1:])
+
+
+def _from_torch(name: str, tensor: Any, torch: Any) -> Array | OnGpu:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         raise TypeError(f"field {name!r} is a {tensor.layout} tensor on {tensor.device}: only dense ones can be sent")
-    # .cpu() waits for the work on the tensor that its stream has been given so far.
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     dtype = schema.dtype_named(str(tensor.dtype).removeprefix("torch."))
     if dtype is None:
         raise TypeError(f"field {name!r} has dtype {tensor.dtype}, which cannot be sent: {_SUPPORTED}")
+    if tensor.device.type == "cuda":
+        return OnGpu(tensor.detach(), dtype)
+    # .cpu() waits for the work that other devices have been given so far.
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if dtype.isbuiltin == 1:
         array: Array = tensor.numpy()
         return array

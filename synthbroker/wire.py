@@ -1,82 +1,85 @@
 """The format of a sample, version 1.
 
 A sample's *payload* is its packed tensors one behind the other. It is cut into *parts*, each a Redis string of at most
-4 MiB less 64 KiB; a payload of at most `INLINE_BYTES` is not cut and rides in the entry. The *entry* in the stream is
+1 MiB less 4 KiB. A last part of at most `INLINE_BYTES` is no string of its own but rides in the entry: a tiny payload
+does so as a whole. The *entry* in the stream is
 
 | field | what it holds |
 | --- | --- |
 | from, seq, t | producer:incarnation, its sequence number, the server's time in seconds |
 | spec | names, dtypes and shapes, for people (`schema.Schema`), at most 200 characters |
 | bytes, raw | bytes of the payload, and of the tensors when unpacked |
-| parts | uid of the send attempt, a colon, number of parts; `-:0` for an inline payload |
+| parts | uid of the send attempt, a colon, number of parts beside the stream; `-:0` where there are none; `uid@start:1`
+where the whole payload lies from byte `start` on in a part that several samples share (`sharing`) |
 | head | msgpack map, see below |
-| data | the payload, if it is inline |
+| data | the last part, if it is small |
 
 and its head is a msgpack map with exactly these keys:
 
 | key | value |
 | --- | --- |
 | v | 1 |
-| f | for each tensor: [name, short dtype, [sizes], codec, packed bytes] |
-| p | for each part: [bytes, xxh3-64 of them]; an inline payload is one part; an empty payload none |
+| f | bytes: a msgpack list with, for each tensor, [name, short dtype, [sizes], codec] |
+| s | for each tensor: packed bytes |
+| p | for each part, one that rides in the entry included: [bytes, xxh3-64 of them]; an empty payload has none |
 | m | metadata: map of text to text |
 | r | recipe: JSON text of an object |
+
+`f` is bytes within bytes because it is the same for most samples of a ring: both sides work it out once.
 
 A reader trusts nothing before it is checked: first the head's own size, then shapes and sums, then the schema of the
 ring, then a checksum over every part. Nothing is ever unpickled.
 """
 
 import itertools
-import json
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 
-from synthbroker import codec, cutting, schema
+from synthbroker import codec, cutting, schema, texts
 from synthbroker.errors import DamagedSampleError
+from synthbroker.pool import SMALLEST_BYTES, Pool
 from synthbroker.schema import Array, Schema
+from synthbroker.texts import Texts
 
 VERSION = 1
 INLINE_BYTES = 6 * 1024
 LARGEST_HEAD_BYTES = 1 << 20
-LARGEST_TEXT_BYTES = 16 * 1024
 SPEC_CHARACTERS = 200
+_REMEMBERED_BYTES = 2048
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A sample ready to be sent.
 
     Attributes:
         spec: Its schema as text.
         head: The msgpack map.
         raw_bytes: Bytes of all tensors.
-        payload: The packed tensors; raw ones are views of the caller's memory.
-        part_sizes: Where the payload is cut.
-        inline: Whether the payload rides in the entry.
+        parts: For each part that goes beside the stream the pieces it is made of; raw ones are views of the arrays.
+        data: What rides in the entry.
+        payload_bytes: Bytes of the payload.
         cost_bytes: Server memory that the sample takes.
     """
 
-    spec: str
+    spec: bytes
     head: bytes
     raw_bytes: int
-    payload: tuple[memoryview, ...]
-    part_sizes: tuple[int, ...]
-    inline: bool
+    parts: Sequence[Sequence[memoryview]]
+    data: bytes
+    payload_bytes: int
     cost_bytes: int
 
     @property
-    def payload_bytes(self) -> int:
-        """Bytes of the payload."""
-        return sum(self.part_sizes)
-
-    def parts(self) -> list[list[memoryview]]:
-        """Cut the payload: for each part the pieces it is made of."""
-        return cutting.scatter(self.part_sizes, self.payload)
+    def inline(self) -> bool:
+        """Whether all of it rides in the entry."""
+        return not self.parts
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,8 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class Head:
-    """A head whose sizes agree with each other."""
+class Head(NamedTuple):
+    """A head whose sizes agree with each other; `tensors` of heads that describe the same are the same object."""
 
     tensors: tuple[Tensor, ...]
     parts: tuple[tuple[int, int], ...]
@@ -107,94 +109,129 @@ class Head:
     @property
     def payload_bytes(self) -> int:
         """Bytes of the payload."""
-        return sum(size for size, _ in self.parts)
+        return sum([size for size, _ in self.parts])
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What stands in the stream for one sample."""
+class Slice(NamedTuple):
+    """Some of a string beside the stream: uid and number of the part, where it starts (None: all of it), how long."""
+
+    name: str
+    start: int | None
+    size: int
+
+
+class Entry(NamedTuple):
+    """What stands in the stream for one sample; `start` is where its payload begins in a part that is shared."""
 
     producer: str
     seq: int
     made_s: float
     uid: str
+    start: int | None
     parts: int
     head: Head
-    data: bytes | None
+    data: bytes | memoryview
+
+    def slices(self, names: Sequence[str]) -> list[Slice]:
+        """List the parts beside the stream that hold anything of these fields, in the order of `parts_of`."""
+        if not self.parts:
+            return []
+        wanted = parts_of(self.head, names)
+        return [Slice(f"{self.uid}:{i}", None, self.head.parts[i][0]) for i in wanted if i < self.parts]
 
 
-def encode(
-    sample: Mapping[str, Array], codecs: Mapping[str, str], metadata: Mapping[str, str], recipe: Mapping[str, Any]
-) -> Encoded:
+def encode(sample: Mapping[str, Array], codecs: Mapping[str, str], along: Texts, pool: Pool | None = None) -> Encoded:
     """Pack a sample.
 
     Args:
-        sample: C-contiguous arrays of supported dtypes. Raw ones are not copied: leave them alone until it is sent.
+        sample: C-contiguous arrays of supported dtypes.
         codecs: For each field the codec to try.
-        metadata, recipe: Checked by `pack_texts`.
+        along: From `texts.pack_texts`.
+        pool: Where raw ones are copied to; without it leave them alone until the sample is sent. (Small payloads are
+            always copied.)
 
     Raises:
-        ValueError: Metadata or recipe are too long, or cannot be written as JSON.
+        ValueError: Too many fields.
     """
-    packed = {name: codec.encode(array, codecs[name]) for name, array in sample.items()}
-    payload = tuple(data for _, data in packed.values() if data.nbytes)
-    size = sum(data.nbytes for data in payload)
-    inline = size <= INLINE_BYTES
-    sizes = ((size,) if size else ()) if inline else cutting.cut(size)
-    pieces = cutting.scatter(sizes, payload)
-    head = msgpack.packb(
-        {
-            "v": VERSION,
-            "f": [
-                [name, schema.dtype_name(array.dtype), list(array.shape), packed[name][0], packed[name][1].nbytes]
-                for name, array in sample.items()
-            ],
-            "p": [[size, cutting.checksum(part)] for size, part in zip(sizes, pieces, strict=True)],
-            **pack_texts(metadata, recipe),
-        }
-    )
+    raw_bytes = sum([array.nbytes for array in sample.values()])
+    kinds, packed = [], []
+    for name, array in sample.items():
+        used, data = codec.encode(array, codecs[name])
+        kinds.append((name, array.dtype, array.shape, used))
+        packed.append(data)
+    fields, spec = _describe(tuple(kinds))
+    packed_sizes = [len(data) for data in packed]
+    size = sum(packed_sizes)
+    parts: list[list[memoryview]] = []
+    sizes: tuple[int, ...] = ()
+    if size <= INLINE_BYTES:
+        rider = b"".join(packed)
+        digests = [(size, cutting.checksum((rider,)))] if size else []
+    else:
+        sizes = cutting.cut(size)
+        if pool is None or size < SMALLEST_BYTES:
+            parts = cutting.scatter(sizes, packed if pool is None else [memoryview(b"".join(packed))])
+            digests = [(n, cutting.checksum(part)) for n, part in zip(sizes, parts, strict=True)]
+        else:
+            parts, digests = _taken_over(sizes, packed, [kind[3] == codec.RAW for kind in kinds], pool)
+        rider = b"".join(parts.pop()) if sizes[-1] <= INLINE_BYTES else b""
+    head = b"".join(
+        (_HEAD, fields, b"\xa1s", _pack_sizes(tuple(packed_sizes)), b"\xa1p", _pack_digests(digests),
+         b"\xa1m", along.metadata, b"\xa1r", along.recipe)
+    )  # fmt: skip
     if len(head) > LARGEST_HEAD_BYTES:
         raise ValueError(
             f"this sample's head takes {len(head)} bytes, at most {LARGEST_HEAD_BYTES} fit: too many fields"
         )
-    text = str(schema.infer(sample))
+    cost = cutting.cost(sizes[: len(parts)], len(head) + len(spec) + len(rider))
+    return Encoded(spec, head, raw_bytes, parts, rider, size, cost)
+
+
+def _taken_over(
+    sizes: Sequence[int], packed: Sequence[memoryview], lent: Sequence[bool], pool: Pool
+) -> tuple[list[list[memoryview]], list[tuple[int, int]]]:
+    """Copy what is lent into memory of our own, part by part, and take each checksum while the part is in the cache."""
+    own = [pool.take(len(data)).data if is_lent else data for data, is_lent in zip(packed, lent, strict=True)]
+    parts = cutting.scatter(sizes, own)
+    digests = []
+    for size, source, part in zip(sizes, cutting.scatter(sizes, packed), parts, strict=True):
+        for piece, to in zip(source, part, strict=True):
+            if piece.obj is not to.obj:
+                np.copyto(np.frombuffer(to, np.uint8), np.frombuffer(piece, np.uint8))
+        digests.append((size, cutting.checksum(part)))
+    return parts, digests
+
+
+_HEAD = b"\x86\xa1v" + msgpack.packb(VERSION) + b"\xa1f"  # a map of six
+
+
+@lru_cache(maxsize=256)
+def _pack_sizes(sizes: tuple[int, ...]) -> bytes:
+    return bytes(msgpack.packb(sizes))
+
+
+def _pack_digests(digests: Sequence[tuple[int, int]]) -> bytes:
+    """Write `p`: what msgpack would, at a fixed width, so that heads of the same kind have the same length."""
+    lead = msgpack.Packer().pack_array_header(len(digests)) if len(digests) != 1 else b"\x91"
+    return lead + b"".join([_DIGEST.pack(0x92, 0xCE, size, 0xCF, digest) for size, digest in digests])
+
+
+_DIGEST = struct.Struct(">BBIBQ")  # an array of two: a number of 32 bits, one of 64
+
+
+@lru_cache(maxsize=256)
+def _describe(kinds: tuple[tuple[str, np.dtype[Any], schema.Shape, str], ...]) -> tuple[bytes, bytes]:
+    """Write what samples of one kind have in common: the head's `f`, and the entry's `spec`."""
+    fields = [[name, schema.dtype_name(dtype), list(shape), used] for name, dtype, shape, used in kinds]
+    text = str(Schema(tuple(schema.Field(name, dtype, shape) for name, dtype, shape, _ in kinds)))
     spec = text if len(text) <= SPEC_CHARACTERS else text[: SPEC_CHARACTERS - 1] + "…"
-    text_bytes = len(head) + len(spec.encode()) + (size if inline else 0)
-    return Encoded(
-        spec=spec,
-        head=head,
-        raw_bytes=sum(array.nbytes for array in sample.values()),
-        payload=payload,
-        part_sizes=sizes,
-        inline=inline,
-        cost_bytes=cutting.cost(() if inline else sizes, text_bytes),
-    )
-
-
-def pack_texts(metadata: Mapping[str, str], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Check and pack what travels along with the tensors.
-
-    Raises:
-        TypeError: Metadata that is not text to text; a recipe that JSON does not know.
-        ValueError: More than 16 KiB of either.
-    """
-    if not isinstance(metadata, Mapping) or not isinstance(recipe, Mapping):
-        raise TypeError(f"metadata and recipe must be dicts, got {metadata!r:.80} and {recipe!r:.80}")
-    for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"metadata must map text to text, got {key!r}: {value!r}")
-    try:
-        text = json.dumps(dict(recipe), separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"a recipe must be plain JSON (numbers, text, lists, objects): {error}") from error
-    for what, size in ("recipe", len(text)), ("metadata", sum(len(k) + len(v) for k, v in metadata.items())):
-        if size > LARGEST_TEXT_BYTES:
-            raise ValueError(f"a {what} may have {LARGEST_TEXT_BYTES} characters, this one has {size}")
-    return {"m": dict(metadata), "r": text}
+    return msgpack.packb(msgpack.packb(fields)), spec.encode()
 
 
 def parts_of(head: Head, names: Sequence[str]) -> list[int]:
     """List the parts that hold anything of these tensors."""
+    if len(names) == len(head.tensors):
+        return list(range(len(head.parts)))
     ends = list(itertools.accumulate(tensor.packed_bytes for tensor in head.tensors))
     spans = [
         (end - tensor.packed_bytes, end)
@@ -216,26 +253,43 @@ def read_entry(fields: Mapping[bytes, bytes]) -> Entry:
         DamagedSampleError: Not an entry of this format, or one that contradicts itself.
     """
     try:
-        uid, _, parts = fields[b"parts"].decode("ascii").rpartition(":")
+        where, _, parts = fields[b"parts"].decode("ascii").rpartition(":")
+        uid, shared, start = where.partition("@")
         head = read_head(fields[b"head"])
         entry = Entry(
-            producer=fields[b"from"].decode(),
-            seq=int(fields[b"seq"]),
-            made_s=float(fields[b"t"]),
-            uid=uid,
-            parts=int(parts),
-            head=head,
-            data=None if uid != "-" else fields.get(b"data", b""),
+            fields[b"from"].decode(),
+            int(fields[b"seq"]),
+            float(fields[b"t"]),
+            uid,
+            _read_start(start) if shared else None,
+            int(parts),
+            head,
+            fields.get(b"data", b""),
         )
     except KeyError as error:
         raise DamagedSampleError(f"not a sample: the field {error.args[0].decode()} is missing") from error
     except ValueError as error:
         raise DamagedSampleError(f"not a sample: {error}") from error
-    if entry.data is not None and len(entry.data) != head.payload_bytes:
-        raise DamagedSampleError(f"{len(entry.data)} bytes of data where the head says {head.payload_bytes}")
-    if entry.data is None and entry.parts != len(head.parts):
-        raise DamagedSampleError(f"{entry.parts} parts where the head says {len(head.parts)}")
+    rides = 1 if entry.data else 0
+    if entry.start is not None:
+        if entry.parts != 1 or rides or not head.parts:
+            raise DamagedSampleError(
+                f"a part that is shared, and {entry.parts} parts and {len(entry.data)} bytes besides"
+            )
+        if entry.start + head.payload_bytes > cutting.LARGEST_PART_BYTES:
+            raise DamagedSampleError(f"{head.payload_bytes} bytes from {entry.start} on in a part that is shared")
+    elif entry.parts + rides != len(head.parts) or (rides and head.parts[-1][0] != len(entry.data)):
+        raise DamagedSampleError(
+            f"{entry.parts} parts and {len(entry.data)} bytes in the entry, where the head says "
+            f"{[size for size, _ in head.parts[:9]]}"
+        )
     return entry
+
+
+def _read_start(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise DamagedSampleError(f"a part that is shared from byte {text!r:.40} on")
+    return int(text)
 
 
 def read_head(data: bytes) -> Head:
@@ -251,21 +305,41 @@ def read_head(data: bytes) -> Head:
         if not isinstance(content, dict) or content.get("v") != VERSION:
             raise DamagedSampleError(f"not a head of version {VERSION}")
         head = Head(
-            tensors=tuple(_read_tensor(*item) for item in content["f"]),
-            parts=tuple(_read_part(*item) for item in content["p"]),
-            metadata=_read_metadata(content["m"]),
-            recipe=_read_recipe(content["r"]),
+            tensors=_tensors_of(content["f"], content["s"]),
+            parts=tuple([_read_part(*item) for item in content["p"]]),
+            metadata=texts.read_metadata(content["m"]),
+            recipe=texts.recipe_of(content["r"]),
         )
     except DamagedSampleError:
         raise
     except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException) as error:
         raise DamagedSampleError(f"a head that cannot be read: {error}") from error
-    if sum(tensor.packed_bytes for tensor in head.tensors) != head.payload_bytes:
+    if sum(content["s"]) != head.payload_bytes:
         raise DamagedSampleError("the sizes of tensors and of parts do not add up")
     return head
 
 
-def _read_tensor(name: str, short: str, sizes: list[int], codec_name: str, packed_bytes: int) -> Tensor:
+def _tensors_of(fields: bytes, packed_sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    known = type(fields) is bytes and type(packed_sizes) is list
+    if not known or not all(type(size) is int for size in packed_sizes):
+        raise DamagedSampleError(f"fields {fields!r:.40} with sizes {packed_sizes!r:.40}")
+    # What is remembered is bounded in bytes, too.
+    read = _remember_tensors if len(fields) <= _REMEMBERED_BYTES else _read_tensors
+    return read(fields, tuple(packed_sizes))
+
+
+def _read_tensors(fields: bytes, packed_sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    described = msgpack.unpackb(fields, max_ext_len=0)
+    if not isinstance(described, list) or len(described) != len(packed_sizes):
+        raise DamagedSampleError(f"fields {described!r:.40} with {len(packed_sizes)} sizes")
+    return tuple(_read_tensor(item, size) for item, size in zip(described, packed_sizes, strict=True))
+
+
+_remember_tensors = lru_cache(maxsize=64)(_read_tensors)
+
+
+def _read_tensor(described: Sequence[Any], packed_bytes: int) -> Tensor:
+    name, short, sizes, codec_name = described
     dtype = schema.dtype_of(short)
     if dtype is None or codec_name not in codec.CODECS:
         raise DamagedSampleError(f"unknown dtype {short!r:.40} or codec {codec_name!r:.40}")
@@ -286,19 +360,6 @@ def _read_part(size: int, digest: int) -> tuple[int, int]:
     if type(size) is not int or type(digest) is not int or not 0 < size <= cutting.LARGEST_PART_BYTES:
         raise DamagedSampleError(f"a part of {size!r:.40} bytes")
     return size, digest
-
-
-def _read_metadata(value: object) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in value.items()):
-        raise DamagedSampleError("metadata that are not text to text")
-    return value
-
-
-def _read_recipe(text: object) -> dict[str, Any]:
-    recipe = json.loads(text) if isinstance(text, str) else None
-    if not isinstance(recipe, dict):
-        raise DamagedSampleError("a recipe that is not a JSON object")
-    return recipe
 
 
 def check_schema(head: Head, wanted: Schema, largest_free_bytes: int) -> None:

@@ -21,6 +21,7 @@ from threading import Event, Lock, Thread
 from types import FrameType
 from typing import Any
 
+from synthbroker import lanes
 from synthbroker.errors import SynthbrokerError
 from synthbroker.producer import Producer, ProducerStats
 from synthbroker.sample import Sample
@@ -169,6 +170,7 @@ class _Worker:
         """Run the user's code, and nothing else."""
         try:
             generator = load(self._order.target)
+            _check_device(self._order.info.device)
             version = getattr(sys.modules.get(generator.__module__), "__version__", None)
             if isinstance(version, str):
                 recipe["version"] = version
@@ -176,7 +178,7 @@ class _Worker:
             if not isinstance(samples, Iterable) or isinstance(samples, Mapping | str):
                 raise TypeError(f"{name_of(self._order.target)} must yield samples, it returned {type(samples)}")
             yield from samples
-        except _NoGeneratorError:
+        except _CannotStartError:
             raise
         except (Exception, SystemExit) as error:
             raise _UserCodeError from error
@@ -239,8 +241,8 @@ class _ToParent(logging.Handler):
         self._send(LogLine(record.levelno, self.format(record)))
 
 
-class _NoGeneratorError(ValueError):
-    """The target names no generator."""
+class _CannotStartError(ValueError):
+    """The target names no generator, or the device is not there."""
 
 
 def load(target: Target) -> Callable[[WorkerInfo], Iterable[Any]]:
@@ -260,14 +262,22 @@ def load(target: Target) -> Callable[[WorkerInfo], Iterable[Any]]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise _NoGeneratorError(f"there is no module {error.name!r} in {os.getcwd()} or on sys.path") from error  # noqa: PTH109
+        raise _CannotStartError(f"there is no module {error.name!r} in {os.getcwd()} or on sys.path") from error  # noqa: PTH109
     found: Any = sys.modules[module_name]
     for name in path.split("."):
         found = getattr(found, name, None)
     if not callable(found):
-        raise _NoGeneratorError(f"module {module_name!r} has no function {path!r}")
+        raise _CannotStartError(f"module {module_name!r} has no function {path!r}")
     generator: Callable[[WorkerInfo], Iterable[Any]] = found
     return generator
+
+
+def _check_device(device: str | None) -> None:
+    """Refuse a GPU that is not there; known only where the user's module has imported torch."""
+    try:
+        lanes.check_there(device)
+    except ValueError as error:
+        raise _CannotStartError(str(error)) from error
 
 
 def _plain(error: Exception) -> Exception:

@@ -1,5 +1,6 @@
 """A wire between client and server that can be told to lose one answer."""
 
+import secrets
 import select
 import socket
 import threading
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 
 from peers import peer
 from servers import RealServer
-from synthbroker import connection
+from synthbroker import line as lines
 
 
 class Lossy:
@@ -33,19 +34,20 @@ class Lossy:
 
         Args:
             needle: What is looked for: the name of a script, or a word of a command.
-            keep_bytes: So much of the answer still comes through.
+            keep_bytes: So much of the answers still comes through.
         """
         is_script = needle.islower()
         self._keep_bytes = keep_bytes
-        self._needle = (connection._script(needle)[1] if is_script else needle).encode()
+        self._needle = (lines.script_text(needle)[1] if is_script else needle).encode()
 
     def serve(self, client: socket.socket) -> None:
         with socket.socket(socket.AF_UNIX) as server:
             server.connect(self._path)
-            while self._pass_on(client, server):
+            before = bytearray()
+            while self._pass_on(client, server, before):
                 pass
 
-    def _pass_on(self, client: socket.socket, server: socket.socket) -> bool:
+    def _pass_on(self, client: socket.socket, server: socket.socket, before: bytearray) -> bool:
         ready, _, _ = select.select([client, server], [], [])
         for source, target in (client, server), (server, client):
             if source in ready:
@@ -53,12 +55,15 @@ class Lossy:
                 if not data:
                     return False
                 target.sendall(data)
-                if source is client and self._is_it(data):
-                    self._hang_up(client, server)
-                    return False
+                if source is client:
+                    before += data  # what is looked for may come in two pieces
+                    if self._is_it(before):
+                        self._hang_up(client, server)
+                        return False
+                    del before[:-100]
         return True
 
-    def _is_it(self, data: bytes) -> bool:
+    def _is_it(self, data: bytearray) -> bool:
         with self._lock:
             if self._needle is None or self._needle not in data:
                 return False
@@ -66,12 +71,15 @@ class Lossy:
             return True
 
     def _hang_up(self, client: socket.socket, server: socket.socket) -> None:
-        left = self._keep_bytes
-        answer = server.recv(left or 1)  # its first byte says that the request was carried out
-        while left and answer:
-            client.sendall(answer)
-            left -= len(answer)
-            answer = server.recv(left) if left else b""
+        while select.select([client], [], [], 0.1)[0] and (rest := client.recv(1 << 20)):
+            server.sendall(rest)  # a client that waits for the answer has sent all of the request
+        # It may be one of several sent together: what is asked behind them is answered when all are carried out.
+        mark = secrets.token_hex(8).encode()
+        server.sendall(b"*2\r\n$4\r\nECHO\r\n$16\r\n" + mark + b"\r\n")
+        answers = b""
+        while mark not in answers and (more := server.recv(1 << 20)):
+            answers += more
+        client.sendall(answers.partition(b"$16\r\n" + mark)[0][: self._keep_bytes])
         self.lost += 1
 
 

@@ -1,7 +1,7 @@
 """A ring as a plain Python object: what the scripts promise, written a second time and as plainly as possible."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 COUNTERS = ("delivered", "acknowledged", "lost", "evicted_pending", "doubled", "reused", "redelivered", "skipped")
@@ -86,7 +86,8 @@ class Model:
         holders = frozenset(name for name, group in self.groups.items() if group.keep() == lowest)
         return max(lowest, self.first), holders or NOBODY
 
-    def make_room(self, cost: int, count: int, needed: int = 0) -> tuple[bool, Holders]:
+    def make_room(self, cost: int, count: int, needed: int = 0, kept: int = 0) -> tuple[bool, Holders]:
+        """Evict until there is room, but not the sample numbered `kept`, nor what is behind it."""
         if self.fits(cost, count) and not needed:
             return True, NOBODY
         self.leases = {name: lease for name, lease in self.leases.items() if not lease.over}
@@ -94,7 +95,7 @@ class Model:
             return False, NOBODY
         (floor, holders), target = self.floor(), self.bytes - needed
         while not self.fits(cost, count) or self.bytes > target:
-            if self.first >= floor or not self.live:
+            if self.first >= floor or not self.live or self.first == kept:
                 return self.fits(cost, count) and self.bytes <= target, holders
             self.evict()
         return True, NOBODY
@@ -141,42 +142,69 @@ class Model:
         self.leases[name] = Lease(cost, count)
         return "OK", NOBODY
 
-    def commit(self, name: str, word: str, samples: Sequence[tuple[int, int]]) -> tuple[str, int, Holders]:
-        """Take samples, given as sequence number and cost; answers word, last taken, who holds the ring up."""
+    def room_for_some(self, name: str, word: str, costs: Sequence[int], needed: int) -> tuple[str, Holders, int]:
+        """Grant the longest prefix; answers the word, who holds the ring up, and for how many there is room."""
+        if self.seqs[name][0] != word:
+            return "SHUT", NOBODY, 0
+        if self.ended:
+            return "ENDED", NOBODY, 0
+        if costs[0] > self.capacity:
+            return "TOOBIG", NOBODY, 0
+        self.leases.pop(name, None)
+        holders = NOBODY
+        for count in range(len(costs), 0, -1):
+            cost = sum(costs[:count])
+            if cost > self.capacity or (self.max_samples and count > self.max_samples):
+                continue  # could not even fit alone
+            granted, holders = self.make_room(cost, count, needed)
+            if granted:
+                self.leases[name] = Lease(cost, count)
+                return "OK", NOBODY, count
+        self.waiting = (costs[0], 1)
+        return "FULL", holders, 0
+
+    def commit(
+        self, name: str, word: str, samples: Sequence[tuple[int, int]], sharers: Collection[int] = ()
+    ) -> tuple[str, int, Holders]:
+        """Take samples, given as sequence number and cost; answers word, last taken, who holds the ring up.
+
+        Of those whose sequence numbers are in `sharers`, one that shares a part stays until the next one is taken.
+        """
         if self.seqs[name][0] != word:
             return "SHUT", 0, NOBODY
         before, stopped, holders = self.next, "OK", NOBODY
+        fresh: list[tuple[int, int]] = []
         for seq, cost in samples:
-            stopped, holders = self._commit_one(name, word, seq, cost)
+            last = self.seqs[name][1]
+            if seq <= last:
+                self.duplicates += 1
+                continue
+            stopped = "ENDED" if self.ended else "GAP" if seq > last + len(fresh) + 1 else "OK"
             if stopped != "OK":
                 break
+            fresh.append((seq, cost))
+        if fresh:
+            total = sum(cost for _, cost in fresh)
+            self._use_lease(name, total, len(fresh))
+            self.make_room(total, len(fresh))
+        kept = 0
+        for seq, cost in fresh:
+            granted, holders = self.make_room(cost, 1, kept=kept)
+            if not granted:
+                self.waiting, stopped = (cost, 1), "FULL"
+                break
+            self.live[self.next] = (cost, name)
+            kept = self.next if seq in sharers else 0
+            self.next += 1
+            self.seqs[name] = (word, seq)
         if self.next > before and not self.block:
             self.waiting = None
         return stopped, self.seqs[name][1], holders
 
-    def _commit_one(self, name: str, word: str, seq: int, cost: int) -> tuple[str, Holders]:
-        last = self.seqs[name][1]
-        if seq <= last:
-            self.duplicates += 1
-            return "OK", NOBODY
-        if self.ended:
-            return "ENDED", NOBODY
-        if seq > last + 1:
-            return "GAP", NOBODY
-        self._use_lease(name, cost)
-        granted, holders = self.make_room(cost, 1)
-        if not granted:
-            self.waiting = (cost, 1)
-            return "FULL", holders
-        self.live[self.next] = (cost, name)
-        self.next += 1
-        self.seqs[name] = (word, seq)
-        return "OK", NOBODY
-
-    def _use_lease(self, name: str, cost: int) -> None:
+    def _use_lease(self, name: str, cost: int, count: int) -> None:
         lease = self.leases.get(name)
         if lease:
-            lease.cost, lease.count = max(lease.cost - cost, 0), max(lease.count - 1, 0)
+            lease.cost, lease.count = max(lease.cost - cost, 0), max(lease.count - count, 0)
             if not lease.cost and not lease.count:
                 del self.leases[name]
 
@@ -300,7 +328,8 @@ class Model:
                 doubled += 1
         group.count("acknowledged", acknowledged)
         group.count("doubled", doubled)
-        if self.block and self.floor()[0] > self.first:
+        free = self.floor()[0] - self.first
+        if self.block and free > 0 and (16 * free >= len(self.live) or group.reach >= self.next - 1):
             self.waiting = None
         return acknowledged, doubled, late
 

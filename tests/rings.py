@@ -12,7 +12,8 @@ from synthbroker.wire import Encoded
 from wires import sample_of
 
 GROUP_COUNTERS = ("since", "delivered", "acknowledged", "lost", "evicted_pending", "doubled", "reused", "redelivered")
-BIG = 50_000  # bytes of a sample that does not ride in its entry
+BIG = 50_000  # bytes of a sample whose first part lies beside the stream, and the last rides in its entry
+TWO_PARTS = 72_000  # bytes of a sample that has two parts, both beside the stream
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,12 @@ class Rig:
         min_fill: int = 1,
         claim_after_s: float = -1,
         producers: Sequence[str] = (),
+        most: int = 0,
     ) -> Taken:
         """Take for a group that is there."""
-        taken = self.ring.take(who, group, count, min_fill=min_fill, claim_after_s=claim_after_s, producers=producers)
+        taken = self.ring.take(
+            who, group, count, min_fill=min_fill, claim_after_s=claim_after_s, producers=producers, most=most
+        )
         assert taken is not None
         return taken
 
@@ -207,16 +211,15 @@ def check_books(seen: Snapshot, foreign: int = 0) -> None:
 
 
 def commit_arguments(seq: int, sample: Encoded, uid: str) -> list[Any]:
-    """Write the nine arguments of one sample for `commit.lua`."""
-    data = b"".join(sample.payload) if sample.inline else b""
-    parts = 0 if sample.inline else len(sample.part_sizes)
-    return [seq, sample.cost_bytes, sample.payload_bytes, sample.raw_bytes, uid, parts, sample.spec, sample.head, data]
+    """Write the four arguments of one sample for `commit.lua`."""
+    numbers = f"{seq} {sample.cost_bytes} {sample.payload_bytes} {sample.raw_bytes} {uid}:{len(sample.parts)}"
+    return [numbers, sample.spec, sample.head, sample.data]
 
 
 def send_parts(rig: Rig, uid: str, sample: Encoded) -> list[str]:
     """Send the parts of one attempt by hand; returns their keys."""
-    names = [rig.key(f"part:{uid}:{i}") for i in range(len(sample.part_sizes))]
-    for name, pieces in zip(names, sample.parts(), strict=True):
+    names = [rig.key(f"part:{uid}:{i}") for i in range(len(sample.parts))]
+    for name, pieces in zip(names, sample.parts, strict=True):
         rig.keys.set(name, b"".join(pieces), ex=60)
     return names
 

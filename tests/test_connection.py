@@ -122,7 +122,7 @@ def test_what_is_not_a_redis_is_refused_at_once(serve: Serve) -> None:
 
 @pytest.mark.parametrize("serve", [is_mute, hangs_up], ids=["mute", "hangs up"])
 def test_a_server_that_says_nothing_is_gone(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_SOCKET_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_S", 0.2)
     with peer(serve) as url:
         with pytest.raises(ServerGoneError, match="does not answer"):
             Connection(url).call("PING")

@@ -33,6 +33,7 @@ from tools import (
 )
 
 OwnServer = Callable[..., RealServer]
+ITS_OWN = 30_000  # numbers in a sample that shares no part with others
 
 
 # -- readers in several processes
@@ -53,14 +54,16 @@ def test_the_samples_of_a_killed_reader_are_given_to_another(server, ring_name, 
     fill(server, ring_name, range(20))
     with processes(read_and_hold, (server.url, ring_name), group="g", batch_size=3, prefetch=1) as ((victim,), told):
         assert told.get(timeout=SOON_S) == [0, 1, 2]
-        eventually(lambda: len(pending(server, ring_name, "g")) == 6, "it holds a batch and has another ready")
+        eventually(lambda: len(pending(server, ring_name, "g")) >= 6, "it holds a batch and has another ready")
         victim.kill()
         victim.join()
+    held = pending(server, ring_name, "g")
+    assert held == list(range(1, len(held) + 1))
     batches = list(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=4, claim_after_s=0.3, wait_s=SOON_S))
     assert sorted(drain(batches)) == list(range(20))
     uses = {n: use for batch in batches for n, use in zip(values(batch), batch.info.uses, strict=True)}
-    assert [n for n, use in sorted(uses.items()) if use == 0] == [0, 1, 2, 3, 4, 5]
-    assert counters(server, ring_name, "g")["redelivered"] == 6
+    assert [n for n, use in sorted(uses.items()) if use == 0] == list(range(len(held)))
+    assert counters(server, ring_name, "g")["redelivered"] == len(held)
     assert members(server, ring_name, "g") == []
     check_ledger(server, ring_name, "g")
 
@@ -115,15 +118,15 @@ def test_a_slow_reader_is_given_whole_samples_and_its_losses_are_counted(server,
 
 
 def test_a_sample_evicted_while_it_is_read_is_overrun_not_damaged(server, ring_name, monkeypatch):
-    fill(server, ring_name, range(5), size=IN_PARTS, when_full="drop-oldest", max_samples=5, producers=2)
-    fetch, times = Ring.fetch, itertools.count()
+    fill(server, ring_name, range(5), size=ITS_OWN, when_full="drop-oldest", max_samples=5, producers=2)
+    parts, times = Ring.parts, itertools.count()
 
-    def late(ring, wanted):
+    def late(ring, slices):
         if next(times) == 1:
-            fill(server, ring_name, range(5, 10), size=IN_PARTS, producers=2)
-        return fetch(ring, wanted)
+            fill(server, ring_name, range(5, 10), size=ITS_OWN, producers=2)
+        return parts(ring, slices)
 
-    monkeypatch.setattr(Ring, "fetch", late)
+    monkeypatch.setattr(Ring, "parts", late)
     consumer = sb.Consumer(server.url, ring=ring_name, group="g", batch_size=2)
     assert drain(consumer) == [0, 5, 6, 7, 8, 9]
     assert reasons(server, ring_name) == []
@@ -184,24 +187,24 @@ def test_a_server_that_comes_back_empty_while_a_sample_is_received_is_read_on(
     server = own_server()
     out = sb.Producer(server.url, ring=ring_name, capacity="50MB", codec="raw", producers=1)
     for i in range(5):
-        out.put(number(i, IN_PARTS))
+        out.put(number(i, ITS_OWN))
     out.flush()
-    fetch, asked, restarted = Ring.fetch, [], threading.Event()
+    parts, asked, restarted = Ring.parts, [], threading.Event()
 
-    def late(ring, wanted):
-        asked.append(wanted)
-        if len(asked) == 3:
+    def late(ring, slices):
+        asked.append(slices)
+        if len(asked) == 1:
             assert restarted.wait(SOON_S)
-        return fetch(ring, wanted)
+        return parts(ring, slices)
 
-    monkeypatch.setattr(Ring, "fetch", late)
+    monkeypatch.setattr(Ring, "parts", late)
     stream = iter(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=4, wait_s=SOON_S))
     rest = background(lambda: drain(stream))
-    waits(rest, lambda: len(asked) >= 3, "it is receiving")
+    waits(rest, lambda: asked, "it is receiving")
     server.restart()
     restarted.set()
     for i in range(5, 10):
-        out.put(number(i, IN_PARTS))
+        out.put(number(i, ITS_OWN))
     out.close()
     assert rest.result(SOON_S) == [5, 6, 7, 8, 9]
     assert reasons(server, ring_name) == [], "what the server lost is not damaged"

@@ -1,7 +1,5 @@
 """What is no sample, or not a whole one, is quarantined, counted and skipped: never a wrong tensor."""
 
-from dataclasses import replace
-
 import msgpack
 import numpy as np
 import pytest
@@ -76,15 +74,19 @@ def head_of(sample, **changes):
 
 
 def resized(sample, *fields):
-    return replace(sample, head=head_of(sample, f=list(fields)))
+    """Describe the fields of a sample otherwise: each as name, dtype, sizes, codec and packed bytes."""
+    described = msgpack.packb([field[:4] for field in fields])
+    return sample._replace(head=head_of(sample, f=described, s=[field[4] for field in fields]))
 
 
+MIXED_SIZE = 261_500  # numbers in a sample whose last part rides in the entry
 SMALL, LARGE = encoded(2), encoded(2, IN_PARTS)
+MIXED = encoded(2, MIXED_SIZE)
 HOSTILE = {
-    "a head that is none": replace(SMALL, head=b"\xc1\xc1"),
-    "an empty head": replace(SMALL, head=b""),
-    "a head of the future": replace(SMALL, head=head_of(SMALL, v=2)),
-    "a head without parts": replace(SMALL, head=head_of(SMALL, p=[])),
+    "a head that is none": SMALL._replace(head=b"\xc1\xc1"),
+    "an empty head": SMALL._replace(head=b""),
+    "a head of the future": SMALL._replace(head=head_of(SMALL, v=2)),
+    "a head without parts": SMALL._replace(head=head_of(SMALL, p=[])),
     "another dtype": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "i32", [4], "raw", 16]),
     "another shape": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [2, 2], "raw", 16]),
     "a field less": resized(SMALL, ["n", "i64", [3], "raw", 24]),
@@ -93,17 +95,25 @@ HOSTILE = {
     "a tensor of petabytes": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [2**48], "lz4", 16]),
     "bytes that do not unpack": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [8], "lz4", 16]),
     "sizes that do not add up": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [4], "raw", 20]),
-    "other data than checksummed": replace(SMALL, payload=(memoryview(b"y" * 24),)),
-    "less data than stated": replace(SMALL, payload=(memoryview(b"y" * 23),), part_sizes=(23,)),
-    "other parts than checksummed": replace(LARGE, payload=(memoryview(b"y" * LARGE.payload_bytes),)),
-    "more parts than stated": replace(LARGE, part_sizes=(8, LARGE.payload_bytes - 8)),
+    "fields that are no bytes": SMALL._replace(head=head_of(SMALL, f=[["n", "i64", [], "raw"]])),
+    "a size less than fields": SMALL._replace(head=head_of(SMALL, s=[24])),
+    "other data than checksummed": SMALL._replace(data=b"y" * 24),
+    "less data than stated": SMALL._replace(data=b"y" * 23),
+    "no data": SMALL._replace(data=b""),
+    "a part where all rides in the entry": SMALL._replace(parts=[[memoryview(b"y" * 24)]]),
+    "other parts than checksummed": LARGE._replace(parts=[[memoryview(b"y" * LARGE.payload_bytes)]]),
+    "data where all parts are beside": LARGE._replace(data=b"y"),
+    "fewer parts than stated": LARGE._replace(parts=[], data=b"y"),
+    "another last part than checksummed": MIXED._replace(data=b"y" * len(MIXED.data)),
+    "a last part that is longer": MIXED._replace(data=MIXED.data + b"y"),
+    "no last part": MIXED._replace(data=b""),
 }
 
 
 @pytest.mark.parametrize("what", HOSTILE)
 @pytest.mark.parametrize("group", ["g", None])
 def test_a_hostile_sample_is_quarantined_and_the_rest_arrives(server, ring_name, what, group):
-    size = IN_PARTS if HOSTILE[what].payload_bytes > 100 else 4
+    size = {SMALL.payload_bytes: 4, LARGE.payload_bytes: IN_PARTS}.get(HOSTILE[what].payload_bytes, MIXED_SIZE)
     fill(server, ring_name, range(2), size=size, producers=2)
     with raw_ring(server, ring_name) as ring:
         commit_raw(ring, [HOSTILE[what]])

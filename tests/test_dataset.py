@@ -357,7 +357,7 @@ def test_workers_of_a_plain_loader_acknowledge_as_late_as_they_can(server, ring_
 
 
 def test_a_damaged_sample_met_by_a_worker_is_quarantined(server, ring_name, dataset):
-    fill(server, ring_name, range(10), size=IN_PARTS)
+    fill(server, ring_name, range(10), size=30_000)  # too large to share a part
     entry = server.client().xrange(f"sb:{{{ring_name}}}:samples", "4-0", count=1)[0][1]
     server.client().delete(f"sb:{{{ring_name}}}:part:{entry[b'parts'].decode()[:-2]}:0")
     loader = dataset(batch_size=2).loader(num_workers=1, multiprocessing_context="fork")

@@ -42,7 +42,7 @@ ENDPOINTS = st.builds(
     pid=st.integers(1, 2**22),
     job_id=st.one_of(st.none(), TEXT),
 )
-one_folder = hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+one_folder = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def content(**changes):

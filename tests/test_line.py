@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from peers import answers, peer
 from servers import RunningServer
-from synthbroker.connection import Connection, Line
+from synthbroker.connection import Connection
 from synthbroker.errors import ServerGoneError, ServerRefusedError
+from synthbroker.line import Line
 
 calm = settings(deadline=None)
 sizes = st.integers(0, 300) | st.sampled_from([16_383, 16_384, 16_385, 70_000])

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from synthbroker import admin, monitor, wire
+from synthbroker import admin, monitor, texts, wire
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMissingError, ServerGoneError
 from synthbroker.replies import Incarnation, Settings
@@ -16,7 +16,7 @@ ABOUT = {"host": "node7", "pid": 4711, "job_id": "99", "samples_per_s": 2.5, "by
 
 
 def encode(floats):
-    return wire.encode({"x": np.full(floats, 7.0, np.float32)}, {"x": "raw"}, {}, {})
+    return wire.encode({"x": np.full(floats, 7.0, np.float32)}, {"x": "raw"}, texts.pack_texts({}, {}))
 
 
 BIG, TINY = encode(100_000), encode(100)
@@ -133,7 +133,9 @@ def test_who_has_not_been_heard_of_is_silent(make_ring, monkeypatch):
     assert [one.state for one in status.groups["train"].consumers.values()] == ["silent"]
 
 
-@pytest.mark.parametrize("about", ["", "[]", "nonsense", '"text"', '{"host": 1, "pid": "x", "samples_per_s": "fast"}'])
+@pytest.mark.parametrize(
+    "about", ["", "[]", "nonsense", '"text"', '{"host": 1, "pid": "x", "samples_per_s": "fast", "codec": [1]}']
+)
 def test_what_others_wrote_about_a_producer_does_no_harm(any_server, make_ring, about):
     hands = make_ring()
     any_server.client().hset(f"{hands.ring.prefix}producers:about", "maker", about)

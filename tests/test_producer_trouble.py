@@ -12,7 +12,20 @@ import synthbroker as sb
 from lossy import lossy
 from peers import hangs_up, peer, says
 from servers import RealServer, eventually
-from tools import IN_PARTS, SOON_S, background, check_ledger, drain, fill, key, meta, number, pending
+from tools import (
+    IN_PARTS,
+    SOON_S,
+    background,
+    check_ledger,
+    drain,
+    fill,
+    key,
+    lasting_parts,
+    meta,
+    number,
+    owned_parts,
+    pending,
+)
 
 OwnServer = Callable[..., RealServer]
 MB = 1_000_000
@@ -150,9 +163,9 @@ def test_an_answer_that_is_lost_doubles_nothing(own_server: OwnServer, ring_name
         assert wire.lost == (3 if script == "commit" or size == IN_PARTS else 0)
     assert drain(sb.Consumer(server.url, ring=ring_name, group="g")) == list(range(40))
     check_ledger(server, ring_name, "g")
-    parts = list(server.client().scan_iter(match=key(ring_name, "part:*"), count=1000))
-    lasting = [part for part in parts if server.client().ttl(part) == -1]
-    assert len(lasting) == (40 if size == IN_PARTS else 0)
+    lasting = lasting_parts(server, ring_name)
+    assert lasting == owned_parts(server, ring_name), "every live sample's part lasts, and no other"
+    assert bool(lasting) == (size == IN_PARTS)
     if script == "commit":
         assert int(meta(server, ring_name)["duplicates"]) >= 3
 

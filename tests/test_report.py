@@ -33,6 +33,14 @@ def shown(renderable, **options):
     return capture.get()
 
 
+def test_what_auto_chose_has_a_column_where_a_producer_says_it():
+    assert "codec" not in shown(report.of_status(STATUS))
+    chosen = dataclasses.replace(PRODUCER, codec={"image": "zstd 0.74", "seed": "raw"})
+    text = shown(report.of_status(dataclasses.replace(STATUS, producers={"p": PRODUCER, "q": chosen})))
+    assert "job  codec" in text
+    assert "99   image zstd 0.74, seed raw" in text
+
+
 def words(text):
     return [line.split() for line in text.splitlines()]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rings import BIG, Rig, commit_arguments, send_parts
+from rings import BIG, TWO_PARTS, Rig, commit_arguments, send_parts
 from synthbroker.errors import RingEndedError, RingMissingError, ShutOutError
 from synthbroker.replies import Incarnation
 from wires import sample_of
@@ -14,12 +14,15 @@ def test_samples_are_numbered_without_gaps_and_stand_there_as_text(rig: Rig) -> 
     rig.open()
     who = rig.producer("gen-1", "ab12")
     assert rig.put(who, 1, 2, 3).last == 3
-    rig.put(who, 4, nbytes=BIG)
+    rig.put(who, 4, nbytes=TWO_PARTS)
+    rig.put(who, 5, nbytes=BIG)
     entries = rig.keys.xrange(rig.key("samples"))
-    assert [number for number, _ in entries] == [b"1-0", b"2-0", b"3-0", b"4-0"]
-    tiny, big = list(entries[0][1]), list(entries[3][1])
+    assert [number for number, _ in entries] == [b"1-0", b"2-0", b"3-0", b"4-0", b"5-0"]
+    tiny, beside, mixed = (list(entries[i][1]) for i in (0, 3, 4))
     assert tiny == [b"from", b"seq", b"t", b"spec", b"bytes", b"raw", b"parts", b"head", b"data"]
-    assert big == tiny[:-1]
+    assert beside == tiny[:-1]
+    assert mixed == tiny
+    assert [entries[i][1][b"parts"].rpartition(b":")[2] for i in (0, 3, 4)] == [b"0", b"2", b"1"]
     fields = entries[0][1]
     assert (fields[b"from"], fields[b"seq"], fields[b"spec"]) == (b"gen-1:ab12", b"1", b"x:u8[8]")
     assert (fields[b"bytes"], fields[b"raw"], fields[b"parts"]) == (b"8", b"8", b"-:0")
@@ -97,9 +100,9 @@ def test_a_duplicate_of_what_left_the_ring_meanwhile_is_still_one(rig: Rig) -> N
 def test_a_sample_whose_parts_are_gone_is_not_taken_and_nothing_is_made_to_last(rig: Rig, missing: list[int]) -> None:
     rig.open()
     rig.producer()
-    sample = sample_of(BIG, 1)
+    sample = sample_of(TWO_PARTS, 1)
     names = send_parts(rig, "a1", sample)
-    assert len(names) > 1
+    assert len(names) == 2
     rig.keys.delete(*(names[i] for i in missing))
     reply = rig.script("commit", rig.ring.epoch, "p", "w1", *commit_arguments(1, sample, "a1"))
     assert reply[:2] == ["MISSING", "0"]
@@ -113,7 +116,7 @@ def test_a_long_payload_has_thousands_of_parts(rig: Rig) -> None:
     names = [rig.key(f"part:a1:{i}") for i in range(2500)]
     for start in range(0, len(names), 500):
         rig.keys.mset(dict.fromkeys(names[start : start + 500], b"x"))
-    arguments: list[Any] = [1, 5000, 2500, 2500, "a1", 2500, "x:u8[2500]", b"head", b""]
+    arguments = ["1 5000 2500 2500 a1:2500", "x:u8[2500]", b"head", b""]
     assert rig.script("commit", rig.ring.epoch, "p", "w1", *arguments)[:2] == ["OK", "1"]
     rig.balance()
 
@@ -299,7 +302,7 @@ def test_drop_oldest_never_says_full_to_one_producer(rig: Rig) -> None:
         assert rig.ring.room(who, sample_of(BIG, seq).cost_bytes, 1).word == "OK"
         assert rig.put(who, seq, nbytes=BIG).word == "OK"
         rig.balance()
-    assert len(rig.part_keys()) == 4 * len(sample_of(BIG, 1).part_sizes)
+    assert len(rig.part_keys()) == 4 * len(sample_of(BIG, 1).parts)
 
 
 def test_many_small_samples_leave_for_a_large_one(rig: Rig) -> None:

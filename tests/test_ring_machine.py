@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,11 +18,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from model import COUNTERS, Model
+from model import COUNTERS, Holders, Model
 from rings import Rig
 from servers import RunningServer
 from synthbroker.errors import RingEndedError, RingMismatchError, ShutOutError
-from synthbroker.replies import Incarnation
+from synthbroker.replies import Answer, Incarnation
+from synthbroker.sharing import Shared
 from wires import sample_of
 
 SIZES = (8, 8, 3000, 9000)
@@ -90,10 +92,33 @@ class RingMachine(RuleBasedStateMachine):
         word, last = self.model.seqs[name]
         self._put(name, word, range(last + 1, last + 1 + count), 8)
 
+    @rule(
+        name=names,
+        back=st.sampled_from([0, 0, 0, -1, -3, 1]),
+        nbytes=sizes,
+        runs=st.lists(st.tuples(seldom(4), st.integers(1, 5)), min_size=1, max_size=3),
+    )
+    def put_some_that_share_parts(self, name: str, back: int, nbytes: int, runs: list[tuple[bool, int]]) -> None:
+        word, last = self.model.seqs[name]
+        seq = first = max(last + 1 + back, 1)
+        samples: list[Shared] = []
+        sharers: set[int] = set()
+        for part, (alone, count) in enumerate(runs):
+            for i in range(count):
+                place = (None, 0) if alone else (part, i * nbytes)
+                samples.append(Shared(sample_of(nbytes, seq), *place, COSTS[nbytes]))
+                sharers |= set() if alone else {seq}
+                seq += 1
+        expected = self.model.commit(name, word, [(n, COSTS[nbytes]) for n in range(first, seq)], sharers)
+        self._compare(expected, lambda: self.rig.ring.commit(Incarnation(name, word), list(enumerate(samples, first))))
+
     def _put(self, name: str, word: str, seqs: range, nbytes: int) -> None:
         expected = self.model.commit(name, word, [(seq, COSTS[nbytes]) for seq in seqs])
+        self._compare(expected, lambda: self.rig.put(Incarnation(name, word), *seqs, nbytes=nbytes))
+
+    def _compare(self, expected: tuple[str, int, Holders], commit: Callable[[], Answer]) -> None:
         try:
-            answer = self.rig.put(Incarnation(name, word), *seqs, nbytes=nbytes)
+            answer = commit()
         except ShutOutError:
             assert expected[0] == "SHUT"
         except RingEndedError:
@@ -113,6 +138,18 @@ class RingMachine(RuleBasedStateMachine):
             assert expected[0] == "ENDED"
         else:
             assert answer.word == expected[0]
+            assert answer.holder in expected[1]
+
+    @rule(name=names, some=st.lists(sizes, min_size=1, max_size=6))
+    def room_for_some(self, name: str, some: list[int]) -> None:
+        word, costs = self.model.seqs[name][0], [COSTS[nbytes] for nbytes in some]
+        expected = self.model.room_for_some(name, word, costs, 0)
+        try:
+            answer = self.rig.ring.room(Incarnation(name, word), sum(costs), len(costs), costs=costs)
+        except RingEndedError:
+            assert expected[0] == "ENDED"
+        else:
+            assert (answer.word, answer.granted) == (expected[0], expected[2])
             assert answer.holder in expected[1]
 
     @precondition(lambda self: self.model.leases)

@@ -1,11 +1,14 @@
 """The ring's scripts, on the side of the readers: take and acknowledge, groups, floors, the end."""
 
+import contextlib
+
 import pytest
 
-from rings import BIG, Rig
+from rings import TWO_PARTS, Rig
 from synthbroker import cutting, wire
 from synthbroker.errors import RingMismatchError
 from synthbroker.replies import Incarnation
+from synthbroker.wire import Slice
 
 
 def room_lines(rig: Rig) -> int:
@@ -36,21 +39,43 @@ def test_what_is_given_says_what_it_is(rig: Rig) -> None:
     assert 0 <= taken.now_s - entry.made_s < 60
 
 
-@pytest.mark.parametrize("missing", [(), (0,), (1,)])
+@pytest.mark.parametrize("missing", [(), (0,), (1,), (0, 1)])
 def test_parts_are_fetched_into_memory_and_missing_ones_are_told(rig: Rig, missing: tuple[int, ...]) -> None:
     rig.open()
-    rig.put(rig.producer(), 1, nbytes=BIG)
+    rig.put(rig.producer(), 1, nbytes=TWO_PARTS)
     entry = wire.read_entry(rig.take(rig.reader()).samples[0].fields)
     memory = bytearray(entry.head.payload_bytes)
-    pieces = cutting.scatter([size for size, _ in entry.head.parts], [memoryview(memory)])
+    sizes = [size for size, _ in entry.head.parts]
+    pieces = cutting.scatter(sizes, [memoryview(memory)])
     for i in missing:
-        rig.keys.rename(rig.key(f"part:{entry.uid}:{i}"), "elsewhere")
-    there = rig.ring.fetch([(f"{entry.uid}:{i}", part) for i, part in enumerate(pieces)])
-    assert there == [i not in missing for i in range(len(pieces))]
+        rig.keys.rename(rig.key(f"part:{entry.uid}:{i}"), f"elsewhere:{rig.ring.name}:{i}")
+    slices = [Slice(f"{entry.uid}:{i}", None, size) for i, size in enumerate(sizes)]
+    with rig.ring.parts(slices) as receive:
+        there = [receive(part) for part in pieces]
+    assert there == [i not in missing for i in range(2)]
     if not missing:
-        assert memory == b"\x01" + bytes(BIG - 1)
+        assert memory == b"\x01" + bytes(TWO_PARTS - 1)
     for i in missing:
-        rig.keys.rename("elsewhere", rig.key(f"part:{entry.uid}:{i}"))
+        rig.keys.rename(f"elsewhere:{rig.ring.name}:{i}", rig.key(f"part:{entry.uid}:{i}"))
+
+
+@pytest.mark.parametrize("received", [0, 1, 5, 40])
+def test_who_stops_receiving_parts_leaves_a_clean_line(rig: Rig, received: int) -> None:
+    """Parts are asked for ahead: replies that nobody took must not answer what is asked next."""
+    names = [f"stop:{i}" for i in range(40)]
+    for i, name in enumerate(names):
+        rig.keys.set(rig.key(f"part:{name}"), bytes([i]) * 200_000, ex=60)
+    memory = bytearray(200_000)
+    slices = [Slice(name, None, 200_000) for name in names]
+    with contextlib.suppress(ValueError), rig.ring.parts(slices) as receive:
+        for i in range(received):
+            assert receive([memoryview(memory)])
+            assert memory == bytes([i]) * 200_000
+        raise ValueError("the training loop has had enough")
+    rig.open()
+    rig.put(rig.producer(), 1)
+    assert rig.numbers(rig.reader()) == [1]
+    rig.keys.delete(*(rig.key(f"part:{name}") for name in names))
 
 
 def test_a_late_group_begins_at_the_oldest_live_sample(rig: Rig) -> None:

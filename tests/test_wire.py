@@ -9,17 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthbroker import codec, cutting, schema, wire
+from synthbroker import codec, cutting, schema, texts, wire
 from synthbroker.codec import CODECS, RAW
 from synthbroker.cutting import LARGEST_PART_BYTES
 from synthbroker.errors import DamagedSampleError
 from synthbroker.schema import DTYPES, Array
-from synthbroker.wire import INLINE_BYTES, LARGEST_TEXT_BYTES
+from synthbroker.texts import LARGEST_TEXT_BYTES
+from synthbroker.wire import INLINE_BYTES
 from wires import decode, encode, entry_of
 
 calm = settings(deadline=None)
 names = st.from_regex(r"[A-Za-z0-9_.\-/]{1,64}", fullmatch=True)
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+short_texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -43,13 +44,17 @@ samples = st.dictionaries(names, st.tuples(arrays(), st.sampled_from(sorted(CODE
 
 @calm
 @given(
-    samples, st.dictionaries(texts, texts, max_size=3), st.dictionaries(st.text(max_size=5), json_values, max_size=3)
+    samples,
+    st.dictionaries(short_texts, short_texts, max_size=3),
+    st.dictionaries(st.text(max_size=5), json_values, max_size=3),
 )
 def test_a_sample_comes_back_exactly(
     fields: dict[str, tuple[Array, str]], metadata: dict[str, str], recipe: dict[str, Any]
 ) -> None:
     sample = {name: array for name, (array, _) in fields.items()}
-    encoded = wire.encode(sample, {name: wanted for name, (_, wanted) in fields.items()}, metadata, recipe)
+    encoded = wire.encode(
+        sample, {name: wanted for name, (_, wanted) in fields.items()}, texts.pack_texts(metadata, recipe)
+    )
     entry = wire.read_entry(entry_of(encoded))
     wire.check_schema(entry.head, schema.infer(sample), 0)
     assert (entry.head.metadata, entry.head.recipe) == (metadata, recipe)
@@ -61,27 +66,40 @@ def test_a_sample_comes_back_exactly(
         assert found[name].tobytes() == array.tobytes()
 
 
-@pytest.mark.parametrize("size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1, LARGEST_PART_BYTES, LARGEST_PART_BYTES + 1])
-def test_a_payload_rides_in_the_entry_up_to_a_limit(size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "parts", "riding"),
+    [
+        (0, 0, 0),
+        (1, 0, 1),
+        (INLINE_BYTES, 0, INLINE_BYTES),
+        (INLINE_BYTES + 1, 1, 0),
+        (LARGEST_PART_BYTES, 1, 0),
+        (LARGEST_PART_BYTES + 1, 1, 1),
+        (2 * LARGEST_PART_BYTES + INLINE_BYTES, 2, INLINE_BYTES),
+        (2 * LARGEST_PART_BYTES + INLINE_BYTES + 1, 3, 0),
+    ],
+)
+def test_a_last_part_rides_in_the_entry_up_to_a_limit(size: int, parts: int, riding: int) -> None:
     array = np.arange(size, dtype=np.uint64).astype(np.uint8)
     encoded = encode({"x": array})
-    assert encoded.inline == (size <= INLINE_BYTES)
+    assert (len(encoded.parts), len(encoded.data), encoded.inline) == (parts, riding, parts == 0)
+    assert encoded.payload_bytes == size
     entry = wire.read_entry(entry_of(encoded))
-    assert (entry.data is None) != encoded.inline
+    assert (entry.parts, entry.data) == (parts, encoded.data)
     assert decode(encoded, entry)["x"].tobytes() == array.tobytes()
 
 
 def test_raw_tensors_are_not_copied() -> None:
     array = np.zeros(100_000, np.float32)
-    for part in encode({"x": array}).parts():
+    for part in encode({"x": array}).parts:
         for piece in part:
             assert np.shares_memory(np.frombuffer(piece, np.uint8), array)
 
 
 def test_the_spec_is_for_people_and_stays_short() -> None:
     sample: dict[str, Array] = {"image": np.zeros((1, 4, 4), np.float32), "label": np.zeros((), np.uint8)}
-    assert encode(sample).spec == "image:f32[1,4,4] label:u8[]"
-    many = encode({f"field-{i}": np.zeros(1) for i in range(50)}).spec
+    assert encode(sample).spec == b"image:f32[1,4,4] label:u8[]"
+    many = encode({f"field-{i}": np.zeros(1) for i in range(50)}).spec.decode()
     assert len(many) == wire.SPEC_CHARACTERS
     assert many.endswith("…")
 
@@ -93,18 +111,19 @@ def test_the_bytes_of_format_version_1_are_these() -> None:
     of `wire`, say so in the changelog, and only then put the new bytes here.
     """
     sample: dict[str, Array] = {"a": np.array([1.5, -2.0], np.float32), "b": np.array(7, np.uint8)}
-    encoded = wire.encode(sample, {"a": "lz4", "b": "raw"}, {"site": "x"}, {"seed": 3})
+    encoded = wire.encode(sample, {"a": "lz4", "b": "raw"}, texts.pack_texts({"site": "x"}, {"seed": 3}))
     assert wire.VERSION == 1
-    assert encoded.spec == "a:f32[2] b:u8[]"
-    assert b"".join(encoded.payload) == bytes.fromhex("0000c03f 000000c0 07")
+    assert encoded.spec == b"a:f32[2] b:u8[]"
+    assert encoded.data == bytes.fromhex("0000c03f 000000c0 07")
     assert encoded.head == bytes.fromhex(GOLDEN_HEAD)
-    assert (encoded.inline, encoded.part_sizes, encoded.raw_bytes) == (True, (9,), 9)
+    assert (encoded.inline, encoded.parts, encoded.raw_bytes, encoded.payload_bytes) == (True, [], 9, 9)
 
 
 GOLDEN_HEAD = """
-85 a176 01
-a166 92 95 a161 a3663332 91 02 a3726177 08  95 a162 a27538 90 a3726177 01
-a170 91 92 09 cf03959af5432481d1
+86 a176 01
+a166 c4 19  92 94 a161 a3663332 91 02 a3726177  94 a162 a27538 90 a3726177
+a173 92 08 01
+a170 91 92 ce00000009 cf03959af5432481d1
 a16d 81 a473697465 a178
 a172 aa 7b2273656564223a337d
 """
@@ -136,7 +155,7 @@ def test_the_golden_head_reads_as_what_it_was_made_of() -> None:
 )
 def test_texts_that_cannot_travel_are_refused(metadata: Any, recipe: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"metadata|recipe"):
-        wire.pack_texts(metadata, recipe)
+        texts.pack_texts(metadata, recipe)
 
 
 def test_a_recipe_nested_too_deep_to_be_read_again_is_refused() -> None:
@@ -144,7 +163,7 @@ def test_a_recipe_nested_too_deep_to_be_read_again_is_refused() -> None:
     for _ in range(5000):
         deep = [deep]
     with pytest.raises(TypeError, match="recipe"):
-        wire.pack_texts({}, {"deep": deep})
+        texts.pack_texts({}, {"deep": deep})
 
 
 def test_too_many_fields_are_refused() -> None:
@@ -184,7 +203,8 @@ def test_a_payload_is_cut_into_parts_that_waste_little(size: int) -> None:
 @calm
 @given(samples)
 def test_a_sample_costs_no_less_than_its_bytes(fields: dict[str, tuple[Array, str]]) -> None:
-    encoded = wire.encode({n: a for n, (a, _) in fields.items()}, {n: c for n, (_, c) in fields.items()}, {}, {})
+    sample, codecs = {n: a for n, (a, _) in fields.items()}, {n: c for n, (_, c) in fields.items()}
+    encoded = wire.encode(sample, codecs, texts.pack_texts({}, {}))
     assert encoded.cost_bytes > encoded.payload_bytes + len(encoded.head) + len(encoded.spec)
     assert encoded.payload_bytes <= encoded.raw_bytes
 

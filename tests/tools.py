@@ -12,7 +12,7 @@ import numpy as np
 
 import synthbroker as sb
 from servers import RunningServer, eventually
-from synthbroker import wire
+from synthbroker import texts, wire
 from synthbroker.connection import Connection
 from synthbroker.replies import Incarnation
 from synthbroker.ring import Ring
@@ -91,6 +91,19 @@ def reasons(server: RunningServer, ring: str) -> list[str]:
     return [fields[b"reason"].decode() for _, fields in server.client().xrange(key(ring, "quarantine"))]
 
 
+def lasting_parts(server: RunningServer, ring: str) -> set[str]:
+    """List the keys of the parts that no expiry will remove."""
+    client = server.client()
+    found = client.scan_iter(match=key(ring, "part:*"), count=1000)
+    return {part.decode() for part in found if client.pttl(part) == -1}
+
+
+def owned_parts(server: RunningServer, ring: str) -> set[str]:
+    """List the keys of the parts that leave with a sample of the ring."""
+    lines = [line.decode().split() for line in server.client().lrange(key(ring, "index"), 0, -1)]
+    return {key(ring, f"part:{uid}:{i}") for _, uid, parts in lines for i in range(int(parts))}
+
+
 def check_ledger(server: RunningServer, ring: str, *groups: str) -> None:
     """Check the conservation law of design.md with nothing but plain commands."""
     info = meta(server, ring)
@@ -136,7 +149,7 @@ def commit_raw(ring: Ring, samples: Sequence[Encoded], name: str = "hostile") ->
 def encoded(i: int, size: int = 4, codec: str = "raw") -> Encoded:
     """Encode a `number` as a producer would."""
     sample = {name: np.asarray(value) for name, value in number(i, size).items()}
-    return wire.encode(sample, dict.fromkeys(sample, codec), {}, {"n": i})
+    return wire.encode(sample, dict.fromkeys(sample, codec), texts.pack_texts({}, {"n": i}))
 
 
 # -- threads

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from synthbroker import codec, wire
+from synthbroker import codec, texts, wire
 from synthbroker.schema import Array
 from synthbroker.wire import Encoded, Entry
 
 
 def encode(sample: Mapping[str, Array], codec_name: str = "raw", recipe: Mapping[str, Any] | None = None) -> Encoded:
     """Encode a sample, every field with the same codec."""
-    return wire.encode(sample, dict.fromkeys(sample, codec_name), {}, recipe or {})
+    return wire.encode(sample, dict.fromkeys(sample, codec_name), texts.pack_texts({}, recipe))
 
 
 def sample_of(nbytes: int, value: int = 0) -> Encoded:
@@ -28,12 +28,12 @@ def entry_of(encoded: Encoded, uid: str = "0a1b", **changes: bytes | None) -> di
         "from": b"gen-3:ab12",
         "seq": b"7",
         "t": b"1700000000.250",
-        "spec": encoded.spec.encode(),
+        "spec": encoded.spec,
         "bytes": str(encoded.payload_bytes).encode(),
         "raw": str(encoded.raw_bytes).encode(),
-        "parts": b"-:0" if encoded.inline else f"{uid}:{len(encoded.part_sizes)}".encode(),
+        "parts": b"-:0" if encoded.inline else f"{uid}:{len(encoded.parts)}".encode(),
         "head": encoded.head,
-        "data": b"".join(encoded.payload) if encoded.inline and encoded.payload else None,
+        "data": encoded.data or None,
     }
     fields["from"] = changes.pop("from_", fields["from"])
     return {key.encode(): value for key, value in (fields | changes).items() if value is not None}
@@ -41,7 +41,7 @@ def entry_of(encoded: Encoded, uid: str = "0a1b", **changes: bytes | None) -> di
 
 def decode(encoded: Encoded, entry: Entry) -> dict[str, Array]:
     """Turn an entry and the parts that were sent into arrays, each checked on the way."""
-    parts = [b"".join(part) for part in encoded.parts()] if entry.data is None else [entry.data] if entry.data else []
+    parts = [b"".join(part) for part in encoded.parts] + ([entry.data] if entry.data else [])
     for i, (part, stated) in enumerate(zip(parts, entry.head.parts, strict=True)):
         wire.check_part(i, stated, [memoryview(part)])
     payload, start = b"".join(parts), 0

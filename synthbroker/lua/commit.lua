@@ -1,14 +1,15 @@
 -- Makes samples of one producer incarnation visible, strictly in the order of their sequence numbers.
 --
--- ARGV  2 producer's name  3 its incarnation  4... nine for each sample:
---       seq, cost in bytes of server memory, payload bytes, raw bytes, uid of the send attempt, parts, spec, head, data
+-- ARGV  2 producer's name  3 its incarnation  4... four for each sample:
+--       "seq cost payload raw uid:parts" (cost: bytes of server memory; uid of the send attempt; "uid@start:1" for those
+--       that share a part), spec, head, data
 -- Reply word, last sequence number taken, number of the newest sample; the word says why it stopped:
 --       OK all taken | FULL (then: holder room_id live capacity) | GAP a sequence number is missing | MISSING parts are gone
 --       | OOM | ENDED | UNKNOWN no such producer | SHUT a newer incarnation took over | NORING
 -- A sequence number taken before is a duplicate and counts as success. Its parts are removed only while they are
 -- under expiry: those of the attempt that was committed are not, and must live.
 
-local PER_SAMPLE = 9
+local PER_SAMPLE = 4
 local ring = load_ring()
 if not ring then return {'NORING'} end
 local name = ARGV[2]
@@ -64,12 +65,13 @@ local function try_add(entry)
   return type(reply) == 'table' and reply.err and tostring(reply.err)
 end
 
-local function add(i)
-  local entry = {'from', sender, 'seq', ARGV[i], 't', string.format('%.3f', now()), 'spec', ARGV[i + 6],
-    'bytes', ARGV[i + 2], 'raw', ARGV[i + 3], 'parts', ARGV[i + 4] .. ':' .. ARGV[i + 5], 'head', ARGV[i + 7]}
-  if ARGV[i + 8] ~= '' then
-    entry[#entry + 1] = 'data'
-    entry[#entry + 1] = ARGV[i + 8]
+local time = string.format('%.3f', now())
+
+local function add(sample, i)
+  local entry = {'from', sender, 'seq', sample.seq, 't', time, 'spec', ARGV[i + 1], 'bytes', sample.size,
+    'raw', sample.raw, 'parts', sample.uid .. ':' .. sample.parts, 'head', ARGV[i + 2]}
+  if ARGV[i + 3] ~= '' then
+    entry[17], entry[18] = 'data', ARGV[i + 3]
   end
   local err = try_add(entry)
   if err and (string.find(err, 'equal or smaller', 1, true) or string.find(err, 'last possible ID', 1, true)) then
@@ -79,40 +81,115 @@ local function add(i)
   return err
 end
 
--- Takes the sample whose arguments begin at i; answers why not, where it cannot.
-local function take(i)
-  local seq, cost = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
-  local names = {}
-  part_names(names, ARGV[i + 4], tonumber(ARGV[i + 5]))
-  if seq <= last then
-    if #names > 0 and redis.call('pttl', names[1]) > 0 then in_chunks('unlink', names) end
-    duplicates = duplicates + 1
-    return nil
+-- The sample whose arguments begin at i, with the names of its parts.
+local function read_sample(i)
+  local sample = {names = {}}
+  sample.seq, sample.cost, sample.size, sample.raw, sample.uid, sample.parts =
+    string.match(ARGV[i], '^(%d+) (%d+) (%d+) (%d+) ([^:]+):(%d+)$')
+  if sample.parts == '0' then return sample end
+  sample.shared = string.match(sample.uid, '^(.*)@')
+  part_names(sample.names, sample.shared or sample.uid, tonumber(sample.parts))
+  return sample
+end
+
+-- Lines for the index. Of samples that share a part the last owns it: such a line is written when it is known what comes
+-- behind it.
+local lines, open_line = {}, nil
+
+local function close_line(next_shared)
+  if not open_line then return end
+  local owns = open_line.shared ~= next_shared
+  lines[#lines + 1] = open_line.cost .. ' ' .. (owns and open_line.shared .. ' ' .. open_line.parts or '- 0')
+  open_line = nil
+end
+
+local function write_lines()
+  if #lines > 0 then redis.call('rpush', index_key, unpack(lines)) end
+  lines = {}
+end
+
+local lasting = {}
+
+-- Answers why a sample that is next cannot be taken.
+local function take(sample, i)
+  local cost = tonumber(sample.cost)
+  if not fits(ring, cost, 1) then
+    write_lines()
+    local granted, holder = make_room(ring, cost, 1, 0)
+    if not granted then
+      mark_waiting(cost, 1)
+      return {'FULL', holder, last_room_id(), int(ring.next - ring.first), int(ring.capacity)}
+    end
   end
-  if seq > last + 1 then return {'GAP'} end
-  if in_chunks('exists', names) ~= #names then return {'MISSING'} end
-  use_lease(ring, name, cost, 1)
-  local granted, holder = make_room(ring, cost, 1, 0)
-  if not granted then
-    mark_waiting(cost, 1)
-    return {'FULL', holder, last_room_id(), int(ring.next - ring.first), int(ring.capacity)}
-  end
-  local err = add(i)
+  local err = add(sample, i)
   if err then
     if string.find(err, 'OOM', 1, true) then return {'OOM'} end
     return {'ERROR', err}
   end
-  for _, part in ipairs(names) do redis.call('persist', part) end
-  redis.call('rpush', index_key, int(cost) .. ' ' .. ARGV[i + 4] .. ' ' .. ARGV[i + 5])
+  if not (sample.shared and lasting[sample.shared]) then
+    for _, part in ipairs(sample.names) do redis.call('persist', part) end
+    if sample.shared then lasting[sample.shared] = true end
+  end
+  close_line(sample.shared)
+  if sample.shared then
+    open_line = sample
+  else
+    lines[#lines + 1] = sample.cost .. ' ' .. sample.uid .. ' ' .. sample.parts
+  end
+  if #lines >= KEYS_AT_ONCE then write_lines() end
   ring.next = ring.next + 1
   ring.bytes = ring.bytes + cost
-  last = seq
+  last = last + 1
   taken = taken + 1
 end
 
+-- Whether all parts of a sample are there; a shared one is looked for once.
+local there = {}
+
+local function is_whole(sample)
+  if #sample.names == 0 or (sample.shared and there[sample.shared]) then return true end
+  if in_chunks('exists', sample.names) ~= #sample.names then return false end
+  if sample.shared then there[sample.shared] = true end
+  return true
+end
+
+-- Which samples are next, as far as nothing but room can be in the way; and why it is no further.
+local fresh, cost, seq, spare = {}, 0, last, {}
 for i = 4, #ARGV, PER_SAMPLE do
-  if ring.ended and tonumber(ARGV[i]) > last then stopped = {'ENDED'} else stopped = take(i) end
-  if stopped then break end
+  local sample = read_sample(i)
+  local own = tonumber(sample.seq)
+  if own <= last then
+    spare[#spare + 1] = sample
+    duplicates = duplicates + 1
+  else
+    if ring.ended then stopped = {'ENDED'}
+    elseif own > seq + 1 then stopped = {'GAP'}
+    elseif not is_whole(sample) then stopped = {'MISSING'} end
+    if stopped then break end
+    fresh[#fresh + 1] = {sample, i}
+    cost, seq = cost + tonumber(sample.cost), own
+  end
+end
+
+if #fresh > 0 then
+  use_lease(ring, name, cost, #fresh)
+  make_room(ring, cost, #fresh, 0)  -- at once for all, if it can be
+  for _, one in ipairs(fresh) do
+    local why = take(one[1], one[2])
+    if why then
+      stopped = why
+      break
+    end
+  end
+  close_line(nil)
+  write_lines()
+end
+
+for _, sample in ipairs(spare) do
+  local used = sample.shared and lasting[sample.shared]
+  if #sample.names > 0 and not used and redis.call('pttl', sample.names[1]) > 0 then
+    in_chunks('unlink', sample.names)
+  end
 end
 
 if taken > 0 then redis.call('hset', seqs_key, name, word .. ' ' .. int(last)) end

@@ -178,10 +178,9 @@ local function make_room(ring, bytes, count, needed)
   local floor, holder = ring.next, ''
   if ring.block then floor, holder = floor_of(ring, groups) end
   while not fits(ring, bytes, count) or ring.bytes > target do
+    if floor <= ring.first then return false, holder end
     local lines = redis.call('lrange', index_key, 0, math.min(STEP, floor - ring.first) - 1)
-    if floor <= ring.first or #lines == 0 then
-      return fits(ring, bytes, count) and ring.bytes <= target, holder
-    end
+    if #lines == 0 then return false, holder end
     local some, freed = {}, ring.bytes
     for i, line in ipairs(lines) do
       some[i] = line

@@ -3,12 +3,16 @@
 --
 -- ARGV  2 group  3 consumer (family/worker:word)  4 how many  5 live samples there must be before anything is given
 --       6 claim_after_s (negative: do not look for dead members now)  7 random seed
---       8... producers to take from, all where there are none
--- Reply word, time, id to wait behind, held, then {id, uses, fields} for each sample
+--       8 how many at most, where many more are waiting  9... producers to take from, all where there are none
+-- Reply word, time, id to wait behind, held, then number and uses of each sample
 --       OK | EMPTY wait | END nothing comes any more | NOGROUP | REJOIN the consumer is not registered | NORING
 --       uses: how often the group has been given the sample, this time included (reuse "inf" keeps no count: 2 means
 --       again); 0 means given before to a member that died
 --       held: 1 where producers wait for room that this group's own pending samples take up
+-- Numbers only: entries go to the caller by a plain XRANGE, for what passes through Lua is copied and converted (64
+-- entries of 4 KiB, server's time for each: 9 us this way through XREADGROUP, 3 us by XCLAIM here and XRANGE after it).
+
+local AHEAD_SHARE = 16
 
 local ring = load_ring()
 if not ring then return {'NORING'} end
@@ -32,12 +36,20 @@ local function field_of(fields, key)
   for i = 1, #fields, 2 do if fields[i] == key then return fields[i + 1] end end
 end
 
-local function wanted_producer(fields)
-  if #ARGV < 8 then return true end
-  local from = string.match(field_of(fields, 'from') or '', '^(.*):')
-  for i = 8, #ARGV do if ARGV[i] == from then return true end end
+local function wanted_producer(number)
+  if #ARGV < 9 then return true end
+  local entry = redis.call('xrange', samples_key, id_of(number), id_of(number))[1]
+  local from = entry and string.match(field_of(entry[2], 'from') or '', '^(.*):')
+  for i = 9, #ARGV do if ARGV[i] == from then return true end end
   return false
 end
+
+local function give(number, uses)
+  given[#given + 1] = number
+  given[#given + 1] = uses
+end
+
+local function missing() return wanted - #given / 2 end
 
 -- The rest of this group's members: {name, pending}.
 local function others()
@@ -51,19 +63,12 @@ local function others()
 end
 
 local function claim_from(other)
-  local pending = redis.call('xpending', samples_key, name, '-', '+', wanted - #given, other.name)
-  local ids = {}
-  for i, entry in ipairs(pending) do ids[i] = entry[1] end
-  if #ids == 0 then return end
-  local claimed = redis.call('xclaim', samples_key, name, consumer, 0, unpack(ids))
-  local there = 0
-  for _, entry in ipairs(claimed) do
-    if entry and entry[2] then
-      given[#given + 1] = {entry[1], '0', entry[2]}
-      there = there + 1
-    end
+  local pending = redis.call('xpending', samples_key, name, '-', '+', missing(), other.name)
+  for _, held in ipairs(pending) do
+    redis.call('xclaim', samples_key, name, consumer, 0, held[1], 'RETRYCOUNT', held[4] + 1, 'JUSTID')
+    give(number_of(held[1]), 0)
   end
-  count('redelivered', there)
+  count('redelivered', #pending)
 end
 
 local function claim(after_s)
@@ -71,7 +76,7 @@ local function claim(after_s)
   for _, other in ipairs(others()) do
     local seen = redis.call('zscore', consumers_key, name .. ' ' .. other.name)
     if not seen or tonumber(seen) < oldest then
-      if #given < wanted and other.pending > 0 then claim_from(other) end
+      if missing() > 0 and other.pending > 0 then claim_from(other) end
       if #redis.call('xpending', samples_key, name, '-', '+', 1, other.name) == 0 then
         redis.call('xgroup', 'delconsumer', samples_key, name, other.name)
         redis.call('zrem', consumers_key, name .. ' ' .. other.name)
@@ -99,40 +104,58 @@ local function step_forward()
   if moved > 0 then redis.call('hset', group_key(name), 'front', int(ring.first)) end
 end
 
-local function accept(entry)
-  count('delivered', 1)
-  if not wanted_producer(entry[2]) then
-    redis.call('xack', samples_key, name, entry[1])
-    count('acknowledged', 1)
-    count('skipped', 1)
-    return
-  end
-  if limit > 1 and limit < math.huge then redis.call('zadd', uses_key(name), 1, int(number_of(entry[1]))) end
-  given[#given + 1] = {entry[1], '1', entry[2]}
-end
-
-local function take_fresh()
-  while #given < wanted do
-    local reply = redis.call('xreadgroup', 'group', name, consumer, 'count', wanted - #given,
-      'streams', samples_key, '>')
-    if not reply or #reply == 0 then return end
-    for _, entry in ipairs(reply[1][2]) do
-      if is_own(ring, entry[1]) then
-        accept(entry)
-        group.delivered = number_of(entry[1])
-      else
-        redis.call('xack', samples_key, name, entry[1])
+-- Removes what is not ours from the stream: a person may have added it, and whoever waits would spin on it.
+local function sweep()
+  local from = '-'
+  repeat
+    local entries = redis.call('xrange', samples_key, from, '+', 'COUNT', STEP)
+    for _, entry in ipairs(entries) do
+      if not is_own(ring, entry[1]) then
         redis.call('xdel', samples_key, entry[1])
         redis.call('hincrby', meta_key, 'foreign', 1)
         redis.call('xadd', quarantine_key, 'MAXLEN', 1000, '*', 'id', entry[1], 'reason', 'foreign entry')
       end
+      from = '(' .. entry[1]
     end
-  end
+  until #entries < STEP
 end
 
-local function read(number)
-  local entries = redis.call('xrange', samples_key, id_of(number), id_of(number))
-  return entries[1]
+-- Makes the next numbers pending for this consumer, as XREADGROUP would.
+local function assign(first, last)
+  for start = first, last, STEP do
+    local ids = {}
+    for number = start, math.min(start + STEP - 1, last) do ids[#ids + 1] = id_of(number) end
+    for _, word in ipairs({'RETRYCOUNT', '1', 'FORCE', 'JUSTID'}) do ids[#ids + 1] = word end
+    redis.call('xclaim', samples_key, name, consumer, 0, unpack(ids))
+  end
+  redis.call('xgroup', 'setid', samples_key, name, id_of(last))
+  group.delivered = last
+end
+
+local function accept(number)
+  if not wanted_producer(number) then
+    redis.call('xack', samples_key, name, id_of(number))
+    count('acknowledged', 1)
+    count('skipped', 1)
+    return
+  end
+  if limit > 1 and limit < math.huge then redis.call('zadd', uses_key(name), 1, int(number)) end
+  give(number, 1)
+end
+
+local function take_fresh()
+  local unread = math.max(group.delivered + 1, ring.first)
+  -- Where many are waiting, a part of the member's fair share may be given ahead of need.
+  local share = math.floor((ring.next - unread) / (AHEAD_SHARE * (#others() + 1)))
+  local most = math.max(missing(), math.min(tonumber(ARGV[8]) - #given / 2, share))
+  while most > 0 and unread < ring.next do
+    local last = math.min(unread + most - 1, ring.next - 1)
+    assign(unread, last)
+    count('delivered', last - unread + 1)
+    for number = unread, last do accept(number) end
+    unread = last + 1
+    most = missing()
+  end
 end
 
 -- A number that was given at least once, drawn at random: among the least used, or among all where uses are not counted.
@@ -155,15 +178,14 @@ end
 local function take_again()
   local drawn = {}
   for _ = 1, 4 * wanted do
-    if #given >= wanted then return end
+    if missing() <= 0 then return end
     local number, uses = draw()
     if not number then return end
-    local entry = not drawn[number] and read(number)
-    drawn[number] = limit == math.huge
-    if entry and wanted_producer(entry[2]) then
-      given[#given + 1] = {entry[1], int(uses), entry[2]}
+    if not drawn[number] and wanted_producer(number) then
+      give(number, uses)
       count('reused', 1)
     end
+    drawn[number] = limit == math.huge
   end
 end
 
@@ -191,17 +213,13 @@ end
 local function reply(word)
   for field, n in pairs(tally) do redis.call('hincrby', group_key(name), field, n) end
   local answer = {word, string.format('%.3f', now()), wait_id, held() and '1' or '0'}
-  for _, sample in ipairs(given) do answer[#answer + 1] = sample end
+  for _, item in ipairs(given) do answer[#answer + 1] = item end
   return answer
 end
 
-if ring.next - ring.first < tonumber(ARGV[5]) and not ring.ended then
-  -- Nothing is read, so a foreign entry stays: waiting must begin behind it.
-  local newest = redis.call('xrevrange', samples_key, '+', '-', 'COUNT', 1)[1]
-  wait_id = newest and newest[1] or wait_id
-  return reply('EMPTY')
-end
 allow_bookkeeping()
+if redis.call('xlen', samples_key) > ring.next - ring.first then sweep() end
+if ring.next - ring.first < tonumber(ARGV[5]) and not ring.ended then return reply('EMPTY') end
 if tonumber(ARGV[6]) >= 0 then claim(tonumber(ARGV[6])) end
 if not ring.block and not ring.ended then step_forward() end
 take_fresh()
@@ -209,5 +227,7 @@ if ring.block and tally.skipped and load_waiting() then tell_room(name) end
 local drained = ring.ended and math.max(group.delivered, ring.first - 1) >= ring.next - 1
 if limit > 1 and not (drained and limit == math.huge) then take_again() end
 if #given > 0 then return reply('OK') end
+-- Who waits would spin on a foreign entry; one may be there in place of one of ours that somebody removed.
+if #redis.call('xrange', samples_key, '(' .. id_of(ring.next - 1), '+', 'COUNT', 1) > 0 then sweep() end
 if drained and not awaited() then return reply('END') end
 return reply('EMPTY')

@@ -1,0 +1,71 @@
+"""What travels along with the tensors of a sample: metadata, text to text, and the recipe, plain JSON."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgpack
+
+from synthbroker.errors import DamagedSampleError
+
+LARGEST_TEXT_BYTES = 16 * 1024
+
+
+class Texts(NamedTuple):
+    """What travels along with the tensors, checked and packed by `pack_texts`."""
+
+    metadata: bytes
+    recipe: bytes
+
+
+def pack_texts(metadata: Mapping[str, str] | None, recipe: Mapping[str, Any] | None) -> Texts:
+    """Check and pack what travels along with the tensors.
+
+    Raises:
+        TypeError: Metadata that is not text to text; a recipe that JSON does not know.
+        ValueError: More than 16 KiB of either.
+    """
+    if not metadata and not recipe and metadata in (None, {}) and recipe in (None, {}):
+        return _NO_TEXTS
+    metadata, recipe = {} if metadata is None else metadata, {} if recipe is None else recipe
+    if not isinstance(metadata, Mapping) or not isinstance(recipe, Mapping):
+        raise TypeError(f"metadata and recipe must be dicts, got {metadata!r:.80} and {recipe!r:.80}")
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"metadata must map text to text, got {key!r}: {value!r}")
+    try:
+        text = json.dumps(dict(recipe), separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"a recipe must be plain JSON (numbers, text, lists, objects): {error}") from error
+    for what, size in ("recipe", len(text)), ("metadata", sum(len(k) + len(v) for k, v in metadata.items())):
+        if size > LARGEST_TEXT_BYTES:
+            raise ValueError(f"a {what} may have {LARGEST_TEXT_BYTES} characters, this one has {size}")
+    return Texts(msgpack.packb(dict(metadata)), msgpack.packb(text))
+
+
+_NO_TEXTS = Texts(msgpack.packb({}), msgpack.packb("{}"))
+
+
+def read_recipe(texts: Texts) -> dict[str, Any]:
+    """Read the recipe back: it cannot be changed from outside any more."""
+    recipe: dict[str, Any] = json.loads(msgpack.unpackb(texts.recipe))
+    return recipe
+
+
+def read_metadata(value: object) -> dict[str, str]:
+    """Check the metadata of a head; DamagedSampleError where it is none."""
+    if not isinstance(value, dict) or (
+        value and not all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+    ):
+        raise DamagedSampleError("metadata that are not text to text")
+    return value
+
+
+def recipe_of(text: object) -> dict[str, Any]:
+    """Read the recipe of a head; DamagedSampleError where it is none, ValueError where it is no JSON."""
+    if text == "{}":
+        return {}
+    recipe = json.loads(text) if isinstance(text, str) else None
+    if not isinstance(recipe, dict):
+        raise DamagedSampleError("a recipe that is not a JSON object")
+    return recipe

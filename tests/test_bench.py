@@ -1,0 +1,160 @@
+"""The bench: what it prints and writes, never how fast anything is."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+
+import psutil
+import pytest
+
+from servers import any_binary, eventually
+from synthbroker.bench import measures, table
+
+PATIENCE_S = 200  # less than pytest's own
+SOON_S = 30
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path, monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("SYNTHBROKER_", "SLURM_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SYNTHBROKER_REDIS_SERVER", str(any_binary().path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def short_folder():
+    """Give a folder with room for a socket's path, which pytest's own may be too long for."""
+    with tempfile.TemporaryDirectory(prefix="sbt-", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def bench(*words):
+    command = [sys.executable, "-m", "synthbroker", "bench", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+@pytest.mark.slow
+def test_a_quick_bench_measures_everything_once(tmp_path):
+    done = bench("--quick", "--json", "bench.json", "--plot", "pictures")
+    assert (done.returncode, done.stderr) == (0, "")
+    head, about, *_ = lines = done.stdout.splitlines()
+    assert "cores of" in head
+    assert "redis" in about
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert written["how"] == {"quick": True, "repeats": 1, "seconds": 0.1}
+    assert written["failures"] == {}
+    assert {row["number"] for row in written["rows"]} == set(measures.NUMBERS)
+    numbers = [line[:2].strip() for line in lines[lines.index(table.HEAD) + 1 : -3]]
+    assert numbers == [str(row["number"]) for row in written["rows"]]
+    assert all(row["ours"] > 0 and row["note"] is None for row in written["rows"])
+    assert all((row["ratio"] is None) == (row["baseline"] is None) for row in written["rows"])
+    assert lines[-2:] == ["drawn in pictures/throughput.png", "drawn in pictures/num_workers.png"]
+    for name in "throughput", "num_workers":
+        assert (tmp_path / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    judged = {row["number"] for row in written["rows"] if row["bound"]}
+    assert judged == set(measures.NUMBERS)
+
+
+def test_a_server_that_is_given_is_left_as_it_was(own_server):
+    server = own_server()
+    before = server.client().keys("*")
+    done = bench("--quick", "--only", "4,5", "--url", server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "4 KiB samples, raw: ours ÷ plain redis-py" in done.stdout
+    assert "cannot run here: it needs a server that is reached by plain TCP" in done.stdout
+    assert server.client().keys("*") == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_bench_that_is_stopped_leaves_no_process(number, status, short_folder, monkeypatch):
+    monkeypatch.setenv("TMPDIR", short_folder)  # a killed one cannot tidy up
+    words = [sys.executable, "-m", "synthbroker", "bench", "--only", "4", "--seconds", "60"]
+    running = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    try:
+        parent = psutil.Process(running.pid)
+        eventually(lambda: len(parent.children(recursive=True)) >= 4, "server, tracker, trainer and producer")
+        family = parent.children(recursive=True)
+        running.send_signal(number)
+        assert running.wait(SOON_S) == status
+    finally:
+        running.kill()
+        running.wait()
+    eventually(lambda: not any(_runs(one) for one in family), "the end of all that it had started")
+
+
+def _runs(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "15"], "must be numbers from 1 to 14"),
+        (["--repeats", "0"], "a whole number from 1"),
+        (["--seconds", "-1"], "a number of seconds"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said(words, said):
+    done = bench(*words)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+GENERATOR = """
+import numpy as np, time
+def slow(worker):
+    while True:
+        time.sleep(0.01)
+        yield {"x": np.ones(8, np.float32)}
+def bad(worker):
+    raise RuntimeError("no more brains")
+    yield
+"""
+
+
+def test_a_fake_step_times_a_generator_of_the_user(tmp_path):
+    (tmp_path / "gen.py").write_text(GENERATOR)
+    done = bench("--quick", "--fake-step", "0.01", "--generator", "gen:slow", "--json", "bench.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert [row["unit"] for row in rows] == ["steps/s", "ms", "ms", "ms", "of time"]
+    assert all(row["ours"] > 0 and row["baseline"] > 0 for row in rows)
+
+
+def test_a_generator_that_fails_is_an_error_in_one_line(tmp_path):
+    (tmp_path / "gen.py").write_text(GENERATOR)
+    done = bench("--quick", "--fake-step", "0.01", "--generator", "gen:bad")
+    assert done.returncode == 1
+    said = "synthbroker: error: worker 0 of gen:bad failed: RuntimeError: no more brains"
+    assert done.stderr.splitlines()[-1] == said
+
+
+def test_where_a_socket_has_no_room_the_server_is_reached_by_tcp(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    done = bench("--quick", "--only", "7")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ") by redis; " in done.stdout
+
+
+def test_a_server_that_does_not_answer_is_an_error_in_one_line(tmp_path):
+    done = bench("--url", f"unix://{tmp_path}/nobody")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("synthbroker: error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_generator_without_a_step_is_refused():
+    done = bench("--generator", "gen:slow")
+    assert done.returncode == 1
+    assert "--generator goes with --fake-step" in done.stderr
