@@ -278,7 +278,7 @@ def read_entry(fields: Mapping[bytes, bytes]) -> Entry:
             )
         if entry.start + head.payload_bytes > cutting.LARGEST_PART_BYTES:
             raise DamagedSampleError(f"{head.payload_bytes} bytes from {entry.start} on in a part that is shared")
-    elif entry.parts + rides != len(head.parts) or (rides and head.parts[-1][0] != len(entry.data)):
+    elif not 0 <= entry.parts == len(head.parts) - rides or (rides and head.parts[-1][0] != len(entry.data)):
         raise DamagedSampleError(
             f"{entry.parts} parts and {len(entry.data)} bytes in the entry, where the head says "
             f"{[size for size, _ in head.parts[:9]]}"

@@ -348,6 +348,11 @@ def test_an_entry_with_fewer_parts_than_none_is_damaged(sample: wire.Encoded) ->
         read_all(entry_of(sample, parts=b"0a1b:-1"))
 
 
+def test_an_empty_payload_with_fewer_parts_than_none_is_damaged() -> None:
+    with pytest.raises(DamagedSampleError, match="-1 parts"):
+        read_all(entry_of(encode(NOTHING), parts=b"0a1b:-1", data=b"x"))
+
+
 @pytest.mark.parametrize("as_another_type", [float, bool, bytes])
 def test_sizes_of_another_type_are_damaged_also_where_such_fields_were_read_before(as_another_type: Any) -> None:
     """In Python 1, 1.0 and True are the same key."""
