@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 import synthbroker as sb
 from servers import eventually
 from synthbroker import choose, codec, monitor
+from synthbroker.bench.samples import brain
 from synthbroker.choose import PROBE_BYTES, SMALLEST_BYTES, Chooser, Link, Machine, Work, seconds_per_byte
 from synthbroker.codec import AUTO, RAW
 from synthbroker.schema import DTYPES, Array, dtype_of
-from throttle import brain
 from tools import meta
 
 calm = settings(deadline=None)
