@@ -31,8 +31,9 @@ from synthbroker.errors import (
 )
 from synthbroker.monitor import RingStatus, status
 from synthbroker.peek import peek
-from synthbroker.producer import Producer, ProducerStats
+from synthbroker.producer import Producer
 from synthbroker.sample import Sample
+from synthbroker.sender import ProducerStats
 from synthbroker.worker import WorkerInfo
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import atexit
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from threading import Event
 from types import TracebackType
@@ -20,7 +20,7 @@ from synthbroker.packing import Packer
 from synthbroker.replies import Meta, Settings
 from synthbroker.ring import Ring
 from synthbroker.schema import Schema, Shaped
-from synthbroker.sender import Sender, Sent
+from synthbroker.sender import ProducerStats, Sender
 
 log = logging.getLogger("synthbroker")
 
@@ -29,27 +29,6 @@ T = TypeVar("T")
 DEFAULT_CAPACITY_BYTES = 2 * 10**9
 LARGEST_SHARE = 0.9  # of the server's memory for one ring; the rest is for parts on their way, replies and bookkeeping
 _LAST_FLUSH_S = 10.0
-
-
-@dataclass(frozen=True)
-class ProducerStats:
-    """What one producer has done so far.
-
-    Attributes:
-        samples: Committed samples.
-        payload_bytes: Their size on the wire.
-        raw_bytes: Their size as tensors.
-        blocked_s: Seconds spent waiting for room in the ring.
-        quarantined: Samples that were not finite where the ring wants them to be.
-        rejoined: How often the server had lost the ring.
-    """
-
-    samples: int = 0
-    payload_bytes: int = 0
-    raw_bytes: int = 0
-    blocked_s: float = 0.0
-    quarantined: int = 0
-    rejoined: int = 0
 
 
 class Producer:
@@ -210,10 +189,7 @@ class Producer:
     @property
     def stats(self) -> ProducerStats:
         """What this producer has done so far."""
-        sent = self._sender.sent if self._sender else Sent()
-        return ProducerStats(
-            sent.samples, sent.payload_bytes, sent.raw_bytes, sent.blocked_s, sent.quarantined, sent.rejoined
-        )
+        return self._sender.stats if self._sender else ProducerStats()
 
     @property
     def info(self) -> dict[str, Any]:

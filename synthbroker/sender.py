@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from threading import Condition, Event, Thread
 from typing import Any
 
@@ -33,9 +33,18 @@ _MOST_REJOINS = 5
 _NOBODY_HOLDS = "no group reads it yet, or other producers have reserved what is left"
 
 
-@dataclass
-class Sent:
-    """Running totals of one producer."""
+@dataclass(frozen=True)
+class ProducerStats:
+    """What one producer has done so far.
+
+    Attributes:
+        samples: Committed samples.
+        payload_bytes: Their size on the wire.
+        raw_bytes: Their size as tensors.
+        blocked_s: Seconds spent waiting for room in the ring.
+        quarantined: Samples that were not finite where the ring wants them to be.
+        rejoined: How often the server had lost the ring.
+    """
 
     samples: int = 0
     payload_bytes: int = 0
@@ -43,7 +52,6 @@ class Sent:
     blocked_s: float = 0.0
     quarantined: int = 0
     rejoined: int = 0
-    started: float = field(default_factory=time.monotonic)
 
 
 class Sender:
@@ -76,7 +84,7 @@ class Sender:
     ) -> None:
         self.ring = ring
         self.who = Incarnation(name, secrets.token_hex(4))
-        self.sent = Sent()
+        self.stats = ProducerStats()
         self.error: BaseException | None = None
         self._reopen, self._about, self._told, self._limits = reopen, about, told, limits
         self._in_flight_limit, self._wait_s, self._reconnect_s = in_flight_bytes, wait_s, reconnect_s
@@ -193,7 +201,7 @@ class Sender:
                 if batch:
                     break
                 self._settle(1)
-                self.sent.quarantined += 1
+                self._count(quarantined=1)
             else:
                 batch.append(encoded)
                 size += encoded.cost_bytes
@@ -279,19 +287,25 @@ class Sender:
 
     def _book(self, batch: list[Encoded], answer: Answer) -> int:
         done = max(answer.last - self._committed, 0)
-        self.sent.samples += done
-        self.sent.payload_bytes += sum([sample.payload_bytes for sample in batch[:done]])
-        self.sent.raw_bytes += sum([sample.raw_bytes for sample in batch[:done]])
+        self._count(
+            samples=done,
+            payload_bytes=sum([sample.payload_bytes for sample in batch[:done]]),
+            raw_bytes=sum([sample.raw_bytes for sample in batch[:done]]),
+        )
         del batch[:done]
         self._committed += done
         self._settle(done)
         return done
 
+    def _count(self, **more: Any) -> None:
+        """Add to the totals, which only this thread changes."""
+        self.stats = replace(self.stats, **{name: getattr(self.stats, name) + n for name, n in more.items()})
+
     def _wait(self, waiting: "_Waiting", answer: Answer) -> None:
         began = time.monotonic()
         waiting.check(answer)
         self.ring.connection.keep_trying(lambda: self.ring.wait_for_room(answer.room_id), self._reconnect_s, self._stop)
-        self.sent.blocked_s += time.monotonic() - began
+        self._count(blocked_s=time.monotonic() - began)
 
     def _rejoin(self) -> None:
         """The server lost the ring, or forgot us: make the ring again and go on counting where we are."""
@@ -299,7 +313,7 @@ class Sender:
                     "committed before)", self.ring.name, self.who.name, self._committed)  # fmt: skip
         self._reopen()
         self.ring.join_producer(self.who, self._committed, self._about())
-        self.sent.rejoined += 1
+        self._count(rejoined=1)
         self._lost = False
 
 

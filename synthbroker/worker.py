@@ -23,8 +23,9 @@ from typing import Any
 
 from synthbroker import lanes
 from synthbroker.errors import SynthbrokerError
-from synthbroker.producer import Producer, ProducerStats
+from synthbroker.producer import Producer
 from synthbroker.sample import Sample
+from synthbroker.sender import ProducerStats
 
 log = logging.getLogger("synthbroker")
 
