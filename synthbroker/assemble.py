@@ -149,10 +149,10 @@ def _fetch_runs(
         for run, size in zip(runs, sizes, strict=True)
     ]
     missing: list[list[int]] = []
-    with ring.parts(slices) as get:
+    with ring.inflow(slices) as inflow:
         for run, size in zip(runs, sizes, strict=True):
             memory = pool.take(size).data
-            there = get([memory])
+            there = inflow.receive([memory])
             if not there:
                 missing.append(run)
             start = 0

@@ -97,25 +97,36 @@ class Connection:
             return line.script(name, key, *arguments)
 
     @contextmanager
-    def line(self) -> Iterator["Line"]:
-        """Borrow one connection for commands and payloads; any error closes it."""
-        with self._translate():
-            pool = self._open()
-            idle: list[Line] = self._mine.__dict__.setdefault("idle", [])
-            line = idle.pop() if idle else None
-            if line is not None and line.pid != os.getpid():
-                line = None  # the parent's
-            if line is not None and line.pool is not pool:
-                line.drop()
-                line = None
-            if line is None:
-                line = Line(pool.get_connection(), self.where, pool)
+    def line(self) -> Iterator[Line]:
+        """Borrow a line for commands and payloads; any error closes it."""
+        with self.translating():
+            line = self.borrow()
             try:
                 yield line
             except BaseException:
                 line.drop()
                 raise
-            idle.append(line)
+            self.give_back(line)
+
+    def borrow(self) -> Line:
+        """Give the line that this thread used last, or a new one. It comes back, or is dropped where it failed."""
+        pool = self._open()
+        idle = self._idle()
+        line = idle.pop() if idle else None
+        if line is not None and line.pid != os.getpid():
+            line = None  # the parent's
+        if line is not None and line.pool is not pool:
+            line.drop()
+            line = None
+        return line or Line(pool.get_connection(), self.where, pool)
+
+    def give_back(self, line: Line) -> None:
+        """Keep a line, on which nothing is under way, for this thread."""
+        self._idle().append(line)
+
+    def _idle(self) -> list[Line]:
+        idle: list[Line] = self._mine.__dict__.setdefault("idle", [])
+        return idle
 
     def close(self) -> None:
         """Close all connections, also under threads that wait for an answer; the next call opens new ones."""
@@ -173,7 +184,7 @@ class Connection:
             return self._pool
 
     @contextmanager
-    def _translate(self) -> Iterator[None]:
+    def translating(self) -> Iterator[None]:
         """Turn what redis-py and sockets raise into our own errors: the only place where that is done."""
         try:
             yield

@@ -53,8 +53,8 @@ def _sample(ring: Ring, meta: Meta, given: Given) -> Batch:
     (whole,) = assemble.fetch_shared(ring, [entry], Pool(0))
     if whole is None:
         raise MissingPartError("its part is gone")
-    with ring.parts(whole.slices(list(arrays))) as get:
-        assemble.receive(whole, targets, Pool(0), get)
+    with ring.inflow(whole.slices(list(arrays))) as inflow:
+        assemble.receive(whole, targets, Pool(0), inflow.receive)
     info = BatchInfo(
         ring=ring.name,
         group=None,

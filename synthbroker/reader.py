@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, groupby
@@ -78,6 +78,7 @@ class Reader:
         self._changed = Condition()
         self._sample_bytes = _BYTES_AT_ONCE  # of the last one; the first may be large
         self._in_hand: deque[tuple[Given, Entry]] = deque()  # given to us and not yet in a batch
+        self._inflow = self._ring.inflow()  # of those
         self._given_s = 0.0
         self._plan: Plan | None = None
         self._pool = finish.memory or Pool(MOST_PREFETCHED_BYTES)
@@ -239,7 +240,13 @@ class Reader:
                     self._in_hand.append((given, entry))
         else:
             self._in_hand.extend(read)
+        self._want(self._in_hand)
         self._set_aside(bad)
+
+    def _want(self, entries: Iterable[tuple[Given, Entry]]) -> None:
+        """Have all parts of these come, one sample behind the other, as the batches will ask for them."""
+        names = self._planned().names
+        self._inflow.want(one for _, entry in entries for one in entry.slices(names))
 
     def _receive(self, assembly: Assembly) -> None:
         """Receive what is in hand into a batch, as far as there is a place."""
@@ -247,8 +254,16 @@ class Reader:
         bad: list[tuple[Given, DamagedSampleError]] = []
         while self._in_hand and len(entries) < assembly.missing:
             entries.append(self._in_hand.popleft())
-        if entries:
-            self._keep_trying(lambda: self._receive_some(assembly, entries, bad))
+        again = False
+
+        def attempt() -> None:
+            nonlocal again
+            if again:  # the connection is gone, and what was under way with it
+                self._want([*entries, *self._in_hand])
+            again = True
+            self._receive_some(assembly, entries, bad)
+
+        self._keep_trying(attempt)
         self._set_aside(bad)
 
     def _receive_some(
@@ -258,19 +273,17 @@ class Reader:
         bad: list[tuple[Given, DamagedSampleError]],
     ) -> None:
         """Receive samples one by one; each leaves `entries` when it is settled, so that this can be repeated."""
-        names = self._planned().names
-        with self._ring.parts([one for _, entry in entries for one in entry.slices(names)]) as get:
-            while entries:
-                given, entry = entries[0]
-                try:
-                    nbytes = assembly.add(given, entry, self._given_s, get)
-                except DamagedSampleError as error:
-                    bad.append((given, error))
-                else:
-                    self._sample_bytes = nbytes
-                    self.counts.samples += 1
-                    self.counts.raw_bytes += nbytes
-                entries.popleft()
+        while entries:
+            given, entry = entries[0]
+            try:
+                nbytes = assembly.add(given, entry, self._given_s, self._inflow.receive)
+            except DamagedSampleError as error:
+                bad.append((given, error))
+            else:
+                self._sample_bytes = nbytes
+                self.counts.samples += 1
+                self.counts.raw_bytes += nbytes
+            entries.popleft()
 
     def _set_aside(self, bad: Sequence[tuple[Given, DamagedSampleError]]) -> None:
         """Count and tell what cannot be used."""

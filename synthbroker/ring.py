@@ -21,8 +21,7 @@ import json
 import random
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from synthbroker import cutting, replies, sharing
@@ -35,6 +34,7 @@ from synthbroker.errors import (
     ServerRefusedError,
     ShutOutError,
 )
+from synthbroker.inflow import Inflow
 from synthbroker.line import Line
 from synthbroker.replies import Answer, Given, Incarnation, Memory, Meta, Reply, Settings, Taken
 from synthbroker.sharing import Shared, alone
@@ -48,7 +48,6 @@ MOST_QUARANTINED = 1000
 _PART_EXPIRY_S = 60
 _SLOWEST_LINK_BYTES_PER_S = 10_000_000  # a payload of many GiB is given this much longer to arrive
 _WINDOW_BYTES = 32 * 2**20
-_READ_AHEAD_BYTES = 2 * 2**20  # asked for and not yet here: the server holds it all in memory besides
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
@@ -324,37 +323,11 @@ class Ring:
         seconds, microseconds = self.connection.call("TIME")
         return int(seconds) + int(microseconds) / 1e6
 
-    @contextmanager
-    def parts(self, slices: Sequence[Slice]) -> Iterator[Callable[[Sequence[memoryview]], bool]]:
-        """Ask for parts ahead of receiving them, one behind the other.
-
-        Args:
-            slices: What is wanted.
-
-        Yields:
-            What is called once for each with the memory it goes to, and says whether it was there, in that length.
-        """
-        commands = [self._read_command(one) for one in slices]
-        with self.connection.line() as line:
-            asked = done = ahead_bytes = 0
-
-            def receive(pieces: Sequence[memoryview]) -> bool:
-                nonlocal asked, done, ahead_bytes
-                if ahead_bytes <= _READ_AHEAD_BYTES // 2:
-                    start = asked
-                    while asked < len(slices) and (
-                        asked == done or ahead_bytes + slices[asked].size <= _READ_AHEAD_BYTES
-                    ):
-                        ahead_bytes += slices[asked].size
-                        asked += 1
-                    if asked > start:
-                        line.send(*commands[start:asked])
-                there = line.receive(pieces, more=asked - done > 1)
-                ahead_bytes -= slices[done].size
-                done += 1
-                return there
-
-            yield receive
+    def inflow(self, slices: Iterable[Slice] = ()) -> Inflow:
+        """Receive parts; these are wanted first."""
+        inflow = Inflow(self.connection, self._read_command)
+        inflow.want(slices)
+        return inflow
 
     def _read_command(self, one: Slice) -> tuple[Any, ...]:
         key = self._key(f"part:{one.name}")

@@ -39,6 +39,7 @@ ORDER = [
     "server",
     "line",
     "connection",
+    "inflow",
     "replies",
     "ring",
     "heart",
