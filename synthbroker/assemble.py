@@ -10,6 +10,7 @@ import numpy as np
 from synthbroker import codec, cutting, schema, wire
 from synthbroker.batch import Batch, BatchInfo, TupleBatch
 from synthbroker.errors import DamagedSampleError
+from synthbroker.head import Head, Tensor
 from synthbroker.options import ReadOptions
 from synthbroker.pool import Pool
 from synthbroker.replies import Given, Meta
@@ -94,7 +95,7 @@ def receive(entry: wire.Entry, targets: dict[str, memoryview], pool: Pool, get: 
             codec.decode(block, tensor.codec, targets[tensor.name])
 
 
-def _block(tensor: wire.Tensor, targets: dict[str, memoryview], pool: Pool) -> memoryview:
+def _block(tensor: Tensor, targets: dict[str, memoryview], pool: Pool) -> memoryview:
     """Give the memory that a tensor's packed bytes go to: raw ones to where the tensor shall be."""
     if tensor.codec == codec.RAW and tensor.name in targets:
         return targets[tensor.name]
@@ -108,7 +109,7 @@ def _copy(data: bytes | memoryview, pieces: Sequence[memoryview]) -> None:
         start += piece.nbytes
 
 
-def _copy_inline(head: wire.Head, data: bytes | memoryview, targets: dict[str, memoryview]) -> None:
+def _copy_inline(head: Head, data: bytes | memoryview, targets: dict[str, memoryview]) -> None:
     start = 0
     for i, part in enumerate(head.parts):
         wire.check_part(i, part, (memoryview(data)[start : start + part[0]],))
@@ -158,9 +159,14 @@ def _fetch_runs(
             start = 0
             for i in run:
                 end = start + entries[i].head.payload_bytes
-                found[i] = entries[i]._replace(start=None, parts=0, data=memory[start:end]) if there else None
+                found[i] = _with_data(entries[i], memory[start:end]) if there else None
                 start = end
     return missing
+
+
+def _with_data(entry: wire.Entry, data: memoryview) -> wire.Entry:
+    """Make of an entry one that brings its payload along."""
+    return wire.Entry(entry.producer, entry.seq, entry.made_s, entry.uid, None, 0, entry.head, data)
 
 
 def _runs(entries: Sequence[wire.Entry]) -> list[list[int]]:
@@ -284,7 +290,7 @@ class Assembly:
         whole = tuple(tensors.values()) if plan.options.fields else tensors
         return self._dressed(whole, info), info
 
-    def _target(self, tensor: wire.Tensor, own: dict[str, Array]) -> memoryview:
+    def _target(self, tensor: Tensor, own: dict[str, Array]) -> memoryview:
         """Give the memory that a tensor goes to: its place in the batch, or where there is none an array in `own`."""
         name, nbytes = tensor.name, tensor.nbytes
         if self._plan.one_by_one or name not in self._plan.fixed:

@@ -44,6 +44,24 @@ def pack_texts(metadata: Mapping[str, str] | None, recipe: Mapping[str, Any] | N
 
 
 _NO_TEXTS = Texts(msgpack.packb({}), msgpack.packb("{}"))
+_NONE = b"\xa1m" + _NO_TEXTS.metadata + b"\xa1r" + _NO_TEXTS.recipe
+
+
+def write_texts(along: Texts) -> bytes:
+    """Write the end of a head."""
+    return b"".join((b"\xa1m", along.metadata, b"\xa1r", along.recipe))
+
+
+def read_texts(data: bytes) -> tuple[dict[str, str], dict[str, Any]]:
+    """Read the end of a head: metadata and recipe.
+
+    Raises:
+        DamagedSampleError, ValueError, KeyError: It is none.
+    """
+    if data == _NONE:
+        return {}, {}
+    content = msgpack.unpackb(b"\x82" + data, max_ext_len=0)  # a map of two
+    return read_metadata(content["m"]), recipe_of(content["r"])
 
 
 def read_recipe(texts: Texts) -> dict[str, Any]:

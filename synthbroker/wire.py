@@ -32,10 +32,7 @@ ring, then a checksum over every part. Nothing is ever unpickled.
 """
 
 import itertools
-import math
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -43,16 +40,15 @@ import msgpack
 import numpy as np
 
 from synthbroker import codec, cutting, schema, texts
+from synthbroker import head as heads
 from synthbroker.errors import DamagedSampleError
+from synthbroker.head import LARGEST_HEAD_BYTES, Head, read_head
 from synthbroker.pool import SMALLEST_BYTES, Pool
 from synthbroker.schema import Array, Schema
 from synthbroker.texts import Texts
 
-VERSION = 1
 INLINE_BYTES = 6 * 1024
-LARGEST_HEAD_BYTES = 1 << 20
 SPEC_CHARACTERS = 200
-_REMEMBERED_BYTES = 2048
 
 
 class Encoded(NamedTuple):
@@ -80,36 +76,6 @@ class Encoded(NamedTuple):
     def inline(self) -> bool:
         """Whether all of it rides in the entry."""
         return not self.parts
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor as a head describes it."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: schema.Shape
-    codec: str
-    packed_bytes: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes when unpacked."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-class Head(NamedTuple):
-    """A head whose sizes agree with each other; `tensors` of heads that describe the same are the same object."""
-
-    tensors: tuple[Tensor, ...]
-    parts: tuple[tuple[int, int], ...]
-    metadata: dict[str, str]
-    recipe: dict[str, Any]
-
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of the payload."""
-        return sum([size for size, _ in self.parts])
 
 
 class Slice(NamedTuple):
@@ -153,38 +119,58 @@ def encode(sample: Mapping[str, Array], codecs: Mapping[str, str], along: Texts,
     Raises:
         ValueError: Too many fields.
     """
-    raw_bytes = sum([array.nbytes for array in sample.values()])
     kinds, packed = [], []
+    raw_bytes = 0
     for name, array in sample.items():
         used, data = codec.encode(array, codecs[name])
         kinds.append((name, array.dtype, array.shape, used))
         packed.append(data)
-    fields, spec = _describe(tuple(kinds))
-    packed_sizes = [len(data) for data in packed]
-    size = sum(packed_sizes)
+        raw_bytes += array.nbytes
+    like = _describe(tuple(kinds), tuple([len(data) for data in packed]))
+    rider = b""
     parts: list[list[memoryview]] = []
-    sizes: tuple[int, ...] = ()
-    if size <= INLINE_BYTES:
+    if like.size <= INLINE_BYTES:
         rider = b"".join(packed)
-        digests = [(size, cutting.checksum((rider,)))] if size else []
+        digests = [(like.size, cutting.checksum((rider,)))] if rider else []
     else:
-        sizes = cutting.cut(size)
-        if pool is None or size < SMALLEST_BYTES:
-            parts = cutting.scatter(sizes, packed if pool is None else [memoryview(b"".join(packed))])
-            digests = [(n, cutting.checksum(part)) for n, part in zip(sizes, parts, strict=True)]
-        else:
-            parts, digests = _taken_over(sizes, packed, [kind[3] == codec.RAW for kind in kinds], pool)
-        rider = b"".join(parts.pop()) if sizes[-1] <= INLINE_BYTES else b""
-    head = b"".join(
-        (_HEAD, fields, b"\xa1s", _pack_sizes(tuple(packed_sizes)), b"\xa1p", _pack_digests(digests),
-         b"\xa1m", along.metadata, b"\xa1r", along.recipe)
-    )  # fmt: skip
-    if len(head) > LARGEST_HEAD_BYTES:
-        raise ValueError(
-            f"this sample's head takes {len(head)} bytes, at most {LARGEST_HEAD_BYTES} fit: too many fields"
-        )
-    cost = cutting.cost(sizes[: len(parts)], len(head) + len(spec) + len(rider))
-    return Encoded(spec, head, raw_bytes, parts, rider, size, cost)
+        lent = [kind[3] == codec.RAW for kind in kinds]
+        parts, digests = _cut(like.cut, packed, lent, pool)
+        if like.cut[-1] <= INLINE_BYTES:
+            rider = b"".join(parts.pop())
+    ends = heads.pack_parts(digests) + texts.write_texts(along)
+    if len(like.begin) + len(ends) > LARGEST_HEAD_BYTES:
+        raise ValueError(f"this sample's head takes more than {LARGEST_HEAD_BYTES} bytes: too many fields")
+    cost = cutting.cost(like.cut[: len(parts)], len(like.begin) + len(ends) + len(like.spec) + len(rider))
+    return Encoded(like.spec, like.begin + ends, raw_bytes, parts, rider, like.size, cost)
+
+
+class _Like(NamedTuple):
+    """What samples of one kind and one size have in common: the entry's `spec`, the head's beginning, the parts."""
+
+    spec: bytes
+    begin: bytes
+    size: int
+    cut: tuple[int, ...]
+
+
+@lru_cache(maxsize=256)
+def _describe(kinds: tuple[tuple[str, np.dtype[Any], schema.Shape, str], ...], packed_sizes: tuple[int, ...]) -> _Like:
+    fields = [[name, schema.dtype_name(dtype), list(shape), used] for name, dtype, shape, used in kinds]
+    text = str(Schema(tuple(schema.Field(name, dtype, shape) for name, dtype, shape, _ in kinds)))
+    spec = text if len(text) <= SPEC_CHARACTERS else text[: SPEC_CHARACTERS - 1] + "…"
+    begin = heads.pack_begin(msgpack.packb(fields), packed_sizes)
+    size = sum(packed_sizes)
+    return _Like(spec.encode(), begin, size, cutting.cut(size) if size > INLINE_BYTES else ())
+
+
+def _cut(
+    sizes: Sequence[int], packed: Sequence[memoryview], lent: Sequence[bool], pool: Pool | None
+) -> tuple[list[list[memoryview]], list[tuple[int, int]]]:
+    """Cut a payload into parts, with size and checksum of each."""
+    if pool is not None and sum(sizes) >= SMALLEST_BYTES:
+        return _taken_over(sizes, packed, lent, pool)
+    parts = cutting.scatter(sizes, packed if pool is None else [memoryview(b"".join(packed))])
+    return parts, [(n, cutting.checksum(part)) for n, part in zip(sizes, parts, strict=True)]
 
 
 def _taken_over(
@@ -200,32 +186,6 @@ def _taken_over(
                 np.copyto(np.frombuffer(to, np.uint8), np.frombuffer(piece, np.uint8))
         digests.append((size, cutting.checksum(part)))
     return parts, digests
-
-
-_HEAD = b"\x86\xa1v" + msgpack.packb(VERSION) + b"\xa1f"  # a map of six
-
-
-@lru_cache(maxsize=256)
-def _pack_sizes(sizes: tuple[int, ...]) -> bytes:
-    return bytes(msgpack.packb(sizes))
-
-
-def _pack_digests(digests: Sequence[tuple[int, int]]) -> bytes:
-    """Write `p`: what msgpack would, at a fixed width, so that heads of the same kind have the same length."""
-    lead = msgpack.Packer().pack_array_header(len(digests)) if len(digests) != 1 else b"\x91"
-    return lead + b"".join([_DIGEST.pack(0x92, 0xCE, size, 0xCF, digest) for size, digest in digests])
-
-
-_DIGEST = struct.Struct(">BBIBQ")  # an array of two: a number of 32 bits, one of 64
-
-
-@lru_cache(maxsize=256)
-def _describe(kinds: tuple[tuple[str, np.dtype[Any], schema.Shape, str], ...]) -> tuple[bytes, bytes]:
-    """Write what samples of one kind have in common: the head's `f`, and the entry's `spec`."""
-    fields = [[name, schema.dtype_name(dtype), list(shape), used] for name, dtype, shape, used in kinds]
-    text = str(Schema(tuple(schema.Field(name, dtype, shape) for name, dtype, shape, _ in kinds)))
-    spec = text if len(text) <= SPEC_CHARACTERS else text[: SPEC_CHARACTERS - 1] + "…"
-    return msgpack.packb(msgpack.packb(fields)), spec.encode()
 
 
 def parts_of(head: Head, names: Sequence[str]) -> list[int]:
@@ -290,76 +250,6 @@ def _read_start(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise DamagedSampleError(f"a part that is shared from byte {text!r:.40} on")
     return int(text)
-
-
-def read_head(data: bytes) -> Head:
-    """Check a head: its size, its keys, the sums of its sizes.
-
-    Raises:
-        DamagedSampleError: It is not one.
-    """
-    if len(data) > LARGEST_HEAD_BYTES:
-        raise DamagedSampleError(f"a head of {len(data)} bytes, at most {LARGEST_HEAD_BYTES} are possible")
-    try:
-        content = msgpack.unpackb(data, max_ext_len=0)
-        if not isinstance(content, dict) or content.get("v") != VERSION:
-            raise DamagedSampleError(f"not a head of version {VERSION}")
-        head = Head(
-            tensors=_tensors_of(content["f"], content["s"]),
-            parts=tuple([_read_part(*item) for item in content["p"]]),
-            metadata=texts.read_metadata(content["m"]),
-            recipe=texts.recipe_of(content["r"]),
-        )
-    except DamagedSampleError:
-        raise
-    except (ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException) as error:
-        raise DamagedSampleError(f"a head that cannot be read: {error}") from error
-    if sum(content["s"]) != head.payload_bytes:
-        raise DamagedSampleError("the sizes of tensors and of parts do not add up")
-    return head
-
-
-def _tensors_of(fields: bytes, packed_sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    known = type(fields) is bytes and type(packed_sizes) is list
-    if not known or not all(type(size) is int for size in packed_sizes):
-        raise DamagedSampleError(f"fields {fields!r:.40} with sizes {packed_sizes!r:.40}")
-    # What is remembered is bounded in bytes, too.
-    read = _remember_tensors if len(fields) <= _REMEMBERED_BYTES else _read_tensors
-    return read(fields, tuple(packed_sizes))
-
-
-def _read_tensors(fields: bytes, packed_sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    described = msgpack.unpackb(fields, max_ext_len=0)
-    if not isinstance(described, list) or len(described) != len(packed_sizes):
-        raise DamagedSampleError(f"fields {described!r:.40} with {len(packed_sizes)} sizes")
-    return tuple(_read_tensor(item, size) for item, size in zip(described, packed_sizes, strict=True))
-
-
-_remember_tensors = lru_cache(maxsize=64)(_read_tensors)
-
-
-def _read_tensor(described: Sequence[Any], packed_bytes: int) -> Tensor:
-    name, short, sizes, codec_name = described
-    dtype = schema.dtype_of(short)
-    if dtype is None or codec_name not in codec.CODECS:
-        raise DamagedSampleError(f"unknown dtype {short!r:.40} or codec {codec_name!r:.40}")
-    if len(sizes) > schema.MOST_DIMENSIONS or not all(_is_size(size) for size in [*sizes, packed_bytes]):
-        raise DamagedSampleError(f"absurd shape {sizes!s:.80} or size {packed_bytes!r:.40}")
-    tensor = Tensor(schema.check_name(name), dtype, tuple(sizes), codec_name, packed_bytes)
-    fits = packed_bytes == tensor.nbytes if codec_name == codec.RAW else packed_bytes < tensor.nbytes
-    if not fits:
-        raise DamagedSampleError(f"{packed_bytes} {codec_name} bytes cannot be a tensor of {tensor.nbytes} bytes")
-    return tensor
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value <= schema.LARGEST_SIZE
-
-
-def _read_part(size: int, digest: int) -> tuple[int, int]:
-    if type(size) is not int or type(digest) is not int or not 0 < size <= cutting.LARGEST_PART_BYTES:
-        raise DamagedSampleError(f"a part of {size!r:.40} bytes")
-    return size, digest
 
 
 def check_schema(head: Head, wanted: Schema, largest_free_bytes: int) -> None:

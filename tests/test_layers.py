@@ -29,6 +29,7 @@ ORDER = [
     "tensors",
     "cutting",
     "texts",
+    "head",
     "wire",
     "packing",
     "sharing",
@@ -101,7 +102,7 @@ ONLY = {
     # The bench compares with plain redis-py, and asks the server for its memory.
     "redis": {"line", "connection", "bench.baselines", "bench.place"},
     "hiredis": set(),
-    "msgpack": {"wire", "texts"},
+    "msgpack": {"head", "wire", "texts"},
     "numcodecs": {"codec", "cast"},  # BitRound rounds values, it packs no bytes
     "xxhash": {"cutting"},
     "torch.utils.data": {"dataset", "bench.endless"},

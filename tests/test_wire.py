@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthbroker import codec, cutting, schema, texts, wire
+from synthbroker import head as heads
 from synthbroker.codec import CODECS, RAW
 from synthbroker.cutting import LARGEST_PART_BYTES
 from synthbroker.errors import DamagedSampleError
@@ -107,12 +108,12 @@ def test_the_spec_is_for_people_and_stays_short() -> None:
 def test_the_bytes_of_format_version_1_are_these() -> None:
     """If this fails, ring and readers of different versions no longer understand each other.
 
-    Undo the change; or, where the format must change, raise `wire.VERSION`, write the new format down in the docstring
+    Undo the change; or, where the format must change, raise `heads.VERSION`, write the new format down in the docstring
     of `wire`, say so in the changelog, and only then put the new bytes here.
     """
     sample: dict[str, Array] = {"a": np.array([1.5, -2.0], np.float32), "b": np.array(7, np.uint8)}
     encoded = wire.encode(sample, {"a": "lz4", "b": "raw"}, texts.pack_texts({"site": "x"}, {"seed": 3}))
-    assert wire.VERSION == 1
+    assert heads.VERSION == 1
     assert encoded.spec == b"a:f32[2] b:u8[]"
     assert encoded.data == bytes.fromhex("0000c03f 000000c0 07")
     assert encoded.head == bytes.fromhex(GOLDEN_HEAD)
@@ -130,10 +131,10 @@ a172 aa 7b2273656564223a337d
 
 
 def test_the_golden_head_reads_as_what_it_was_made_of() -> None:
-    head = wire.read_head(bytes.fromhex(GOLDEN_HEAD))
+    head = heads.read_head(bytes.fromhex(GOLDEN_HEAD))
     assert head.tensors == (
-        wire.Tensor("a", np.dtype(np.float32), (2,), RAW, 8),
-        wire.Tensor("b", np.dtype(np.uint8), (), RAW, 1),
+        heads.Tensor("a", np.dtype(np.float32), (2,), RAW, 8),
+        heads.Tensor("b", np.dtype(np.uint8), (), RAW, 1),
     )
     assert (head.metadata, head.recipe) == ({"site": "x"}, {"seed": 3})
     wire.check_part(0, head.parts[0], [memoryview(bytes.fromhex("0000c03f 000000c0 07"))])
@@ -237,8 +238,25 @@ def test_a_checksum_does_not_see_how_the_bytes_lie(data: bytes, cuts: list[int])
 @pytest.mark.parametrize("where", [0, 500, 999])
 def test_one_changed_bit_is_noticed(where: int) -> None:
     array = np.random.default_rng(0).integers(0, 256, 1000, np.uint8)
-    head = wire.read_head(encode({"x": array}).head)
+    head = heads.read_head(encode({"x": array}).head)
     wire.check_part(0, head.parts[0], [codec.as_bytes(array)])
     array[where] ^= 1
     with pytest.raises(DamagedSampleError, match=r"part 0 \(1000 bytes\) is damaged"):
         wire.check_part(0, head.parts[0], [codec.as_bytes(array)])
+
+
+def test_a_head_of_a_known_kind_says_what_a_new_one_says() -> None:
+    """The beginning of a head is remembered; what is behind it is read each time."""
+    for value in range(3):
+        array = np.full(1000, value, np.uint8)
+        along = texts.pack_texts({"site": str(value)} if value else None, {"seed": value})
+        data = wire.encode({"x": array}, {"x": RAW}, along).head
+        head = heads.read_head(data)
+        assert head.parts == ((1000, cutting.checksum([codec.as_bytes(array)])),)
+        assert (head.recipe, head.payload_bytes) == ({"seed": value}, 1000)
+        assert head.metadata == ({"site": str(value)} if value else {})
+        for cut in range(len(data)):
+            with pytest.raises(DamagedSampleError):
+                heads.read_head(data[:cut])
+        with pytest.raises(DamagedSampleError):
+            heads.read_head(data + b"\x00")

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from synthbroker import head as heads
 from synthbroker import schema, wire
 from synthbroker.cutting import LARGEST_PART_BYTES
 from synthbroker.errors import DamagedSampleError
+from synthbroker.head import LARGEST_HEAD_BYTES
 from synthbroker.schema import DTYPES, LARGEST_SIZE, MOST_DIMENSIONS
-from synthbroker.wire import LARGEST_HEAD_BYTES
 from wires import encode, entry_of
 
 often = settings(deadline=None, max_examples=300)
@@ -75,7 +76,7 @@ def one_tensor(sizes: list[Any], name: str = "raw", packed_bytes: Any = None, sh
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_no_head(data: bytes) -> None:
     with pytest.raises(DamagedSampleError):
-        wire.read_head(data)
+        heads.read_head(data)
 
 
 @often
@@ -211,14 +212,14 @@ def test_a_foreign_entry_is_no_sample(fields: dict[bytes, bytes]) -> None:
 )
 def test_a_head_that_lies_is_damaged(changes: dict[str, Any]) -> None:
     with taking_no_memory(), pytest.raises(DamagedSampleError):
-        wire.read_head(head(**changes))
+        heads.read_head(head(**changes))
 
 
 @pytest.mark.parametrize("missing", ["v", "f", "s", "p", "m", "r"])
 def test_a_head_that_lacks_a_key_is_damaged(missing: str) -> None:
     content = {key: value for key, value in CONTENT.items() if key != missing}
     with pytest.raises(DamagedSampleError):
-        wire.read_head(msgpack.packb(content))
+        heads.read_head(msgpack.packb(content))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_a_head_that_lacks_a_key_is_damaged(missing: str) -> None:
 )
 def test_a_head_that_promises_the_moon_takes_no_memory(data: bytes) -> None:
     with taking_no_memory(), pytest.raises(DamagedSampleError):
-        wire.read_head(data)
+        heads.read_head(data)
 
 
 def test_heads_that_were_read_take_no_memory_for_long() -> None:
@@ -249,7 +250,7 @@ def test_heads_that_were_read_take_no_memory_for_long() -> None:
     with taking_no_memory():
         for i in range(60):
             described = msgpack.packb([[f"{i}-{k}", "u8", [0], "raw"] for k in range(1000)])
-            wire.read_head(head(f=described, s=[0] * 1000, p=[]))
+            heads.read_head(head(f=described, s=[0] * 1000, p=[]))
 
 
 @pytest.mark.parametrize("sizes", [[2, 2**40], [2, 250_001]])
@@ -279,7 +280,7 @@ def test_a_sample_that_does_not_fit_the_ring_is_damaged(sample: dict[str, schema
 def test_a_field_given_twice_is_damaged() -> None:
     tensors = msgpack.packb([["label", "u8", [3], "raw"]] * 2)
     with pytest.raises(DamagedSampleError, match="2 fields"):
-        wire.check_schema(wire.read_head(head(f=tensors, s=[3, 3], p=[[6, 0]])), WANTED, 10**6)
+        wire.check_schema(heads.read_head(head(f=tensors, s=[3, 3], p=[[6, 0]])), WANTED, 10**6)
 
 
 NOTHING: dict[str, schema.Array] = {"image": np.zeros((2, 0), np.float32), "label": np.zeros(0, np.uint8)}
@@ -334,7 +335,7 @@ def test_what_rides_in_the_entry_is_as_long_as_the_head_says(sample: wire.Encode
 
 @pytest.mark.parametrize("sample", [TWO_BESIDE, ONE_RIDES, ALL_RIDES, encode(NOTHING)])
 def test_an_entry_with_more_parts_than_its_head_is_damaged(sample: wire.Encoded) -> None:
-    stated = len(wire.read_head(sample.head).parts)
+    stated = len(heads.read_head(sample.head).parts)
     read_all(entry_of(sample))
     for parts in (stated + 1, stated + 9, 2**40):
         with pytest.raises(DamagedSampleError, match="bytes in the entry, where the head says"):
@@ -357,10 +358,10 @@ def test_an_empty_payload_with_fewer_parts_than_none_is_damaged() -> None:
 def test_sizes_of_another_type_are_damaged_also_where_such_fields_were_read_before(as_another_type: Any) -> None:
     """In Python 1, 1.0 and True are the same key."""
     honest: dict[str, Any] = {**one_field(["seen", "u8", [1], "raw"], 1), "p": [[1, 0]]}
-    wire.read_head(head(**honest))
+    heads.read_head(head(**honest))
     sizes = b"\x01" if as_another_type is bytes else [as_another_type(1)]
     with pytest.raises(DamagedSampleError):
-        wire.read_head(head(**honest | {"s": sizes}))
+        heads.read_head(head(**honest | {"s": sizes}))
 
 
 def test_data_of_an_empty_payload_is_damaged() -> None:
@@ -374,4 +375,4 @@ def test_data_of_an_empty_payload_is_damaged() -> None:
 @pytest.mark.parametrize("short", sorted(DTYPES))
 def test_an_honest_head_of_every_dtype_is_read(short: str) -> None:
     array = np.zeros((3, 0, 2), schema.dtype_of(short))
-    assert wire.read_head(encode({"x": array}).head).tensors[0].dtype == array.dtype
+    assert heads.read_head(encode({"x": array}).head).tensors[0].dtype == array.dtype
