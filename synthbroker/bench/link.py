@@ -11,6 +11,7 @@ from synthbroker.bench.table import Block, Bound, Line
 from synthbroker.errors import SynthbrokerError
 
 AUTO = "auto"
+_SETTLED_S = 6.0  # at least: the first third of a second at 1 Gbit/s goes raw, until the link is known
 GIGABIT_BYTES_PER_S = 1e9 / 8
 
 
@@ -32,7 +33,8 @@ def _flow(place: Place, codec: str, url: str, *others: Part) -> Figures:
     with place.ring() as name:
         room = {"capacity": place.scaled(64 * MIB, 8 * MIB), "in_flight": place.scaled(64 * MIB, 4 * MIB)}
         ring = RingPlan(url, name, {"producers": 1, "codec": codec, **room})
-        trainer = Part(loads.train, (ring, Reading(place.seconds, options={"batch_size": 4})))
+        seconds = place.seconds if place.quick else max(place.seconds, _SETTLED_S)
+        trainer = Part(loads.train, (ring, Reading(seconds, options={"batch_size": 4})))
         producer = Part(loads.produce, (ring, samples.brain))
         figures: Figures = place.troupe.play(trainer, producer, *others, patience_s=place.patience_s)[0]
         return figures
