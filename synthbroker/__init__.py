@@ -26,6 +26,7 @@ from synthbroker.errors import (
     ServerStartError,
     ShutOutError,
     StarvedError,
+    StateGoneError,
     SynthbrokerError,
     UnacknowledgedError,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "ServerStartError",
     "ShutOutError",
     "StarvedError",
+    "StateGoneError",
     "SynthbrokerError",
     "TupleBatch",
     "UnacknowledgedError",

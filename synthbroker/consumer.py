@@ -2,17 +2,17 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any, Self
 
-from synthbroker import settings
 from synthbroker.assemble import Finish, stack
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
 from synthbroker.errors import RingEndedError
 from synthbroker.options import ReadOptions
+from synthbroker.progress import Progress, run_of
 from synthbroker.reader import Reader, Ready
 from synthbroker.ring import Ring
 from synthbroker.source import Seat
@@ -32,11 +32,14 @@ class Session:
         finish: What arrays become.
         seat: Which of several readers this is.
         lag: A batch is acknowledged when so many more were asked for.
+        progress: What acknowledges instead, by checkpoints.
     """
 
-    def __init__(self, options: ReadOptions, finish: Finish, seat: Seat, lag: int = 0) -> None:
+    def __init__(
+        self, options: ReadOptions, finish: Finish, seat: Seat, lag: int = 0, progress: Progress | None = None
+    ) -> None:
         self.reader = Reader(options, finish, seat)
-        self._options, self._seat, self._lag = options, seat, lag
+        self._options, self._seat, self._lag, self._progress = options, seat, lag, progress
         self._unacknowledged: list[BatchInfo] = []
         self._any = False
         # Unlike atexit this also runs at the end of a forked worker.
@@ -56,7 +59,7 @@ class Session:
             try:
                 ready = self.reader.next(left)
             except BaseException:
-                self.close()  # iterating again begins anew
+                self._close_and_keep()  # iterating again begins anew
                 raise
             if ready is None and left is not None and left():
                 return
@@ -64,10 +67,13 @@ class Session:
                 if not self._any and self._seat.workers == 1:
                     warn_of_nothing(self._options)
                 self._settle()
-                self.close()
+                self._close_and_keep()
                 return
             self._any = True
-            self._unacknowledged.append(ready.info)
+            if self._progress is None:
+                self._unacknowledged.append(ready.info)
+            else:
+                self._progress.add(ready.info)
             if self._options.ack == "delivered":
                 self._settle()
             missing = None if missing is None else missing - 1
@@ -97,6 +103,11 @@ class Session:
         """Leave the group."""
         self._end()
 
+    def _close_and_keep(self) -> None:
+        if self._progress is not None:
+            self._progress.keep()
+        self.close()
+
     def _acknowledge(self, keep: int) -> None:
         if not self._seat.acknowledges:
             del self._unacknowledged[:-_MOST_ON_THEIR_WAY]
@@ -112,23 +123,24 @@ class Session:
         self.reader.flush()
 
 
-def family_name(name: str | None) -> str:
-    """Name the readers of one training process."""
-    job = settings.job()
-    return name or f"{job.host}-{job.pid}"
-
-
 def warn_of_nothing(options: ReadOptions) -> None:
     """Say that an iteration had nothing to give; a loop over nothing would end without a word."""
     whose = "" if options.group is None else f" and group {options.group!r} has read all of it"
     log.warning("ring %s has ended%s: there was nothing to read", options.ring, whose)
 
 
-def raise_if_drained(url: str | None, ring: str, group: str | None) -> None:
-    """Raise RingEndedError if there is nothing more for a group; called where a reader has come to its end before."""
+def raise_if_drained(url: str | None, ring: str, group: str | None, held: int = 0) -> None:
+    """Raise RingEndedError if there is nothing more for a group; called where a reader has come to its end before.
+
+    Args:
+        url: The server's.
+        ring: The ring's name.
+        group: The group's.
+        held: So many samples of the group wait only for the reader's own next checkpoint.
+    """
     connection = Connection(url)
     try:
-        if group is not None and Ring(connection, ring).is_drained(group):
+        if group is not None and Ring(connection, ring).is_drained(group, held):
             raise RingEndedError(
                 f"ring {ring!r} has ended and group {group!r} has read all of it: start generators with reopen=True, "
                 "or read it again with another group"
@@ -172,6 +184,7 @@ class Consumer:
         reconnect_s: float = 300.0,
         claim_after_s: float = 30.0,
         name: str | None = None,
+        on_gone: str = "raise",
     ) -> None:
         self.options = ReadOptions(
             url,
@@ -192,25 +205,45 @@ class Consumer:
             reconnect_s=reconnect_s,
             claim_after_s=claim_after_s,
             name=name,
+            on_gone=on_gone,
         )
+        self._run = run_of(self.options)
+        self._progress = Progress(self.options, self._run)
         self._session: Session | None = None
         self._ended = False
 
     def __iter__(self) -> Iterator[Any]:
         if self._ended:
-            raise_if_drained(self.options.url, self.options.ring, self.options.group)
+            held = self._progress.unacknowledged()
+            raise_if_drained(self.options.url, self.options.ring, self.options.group, held)
         if self._session is None or not self._session.usable:
-            self._session = Session(self.options, NUMPY, Seat(family_name(self.options.name)))
+            seat = Seat(self._run.name, run=self._run)
+            progress = self._progress if self._run.checkpoints else None
+            self._session = Session(self.options, NUMPY, seat, progress=progress)
         session = self._session
         self._ended = False
         for ready in session.batches():
             yield ready.batch
         self._ended = not session.usable
 
+    def state_dict(self, ahead: int = 0) -> dict[str, Any]:
+        """Stage what was trained on, and give the state for a checkpoint; see `RingDataset.state_dict`."""
+        return self._progress.state_dict(ahead)
+
+    def acknowledge(self, state: Mapping[str, Any] | None = None) -> None:
+        """Say that the checkpoint is safely written; see `RingDataset.acknowledge`."""
+        self._progress.acknowledge(state)
+
+    def load_state_dict(self, state: Mapping[str, Any], on_gone: str | None = None) -> None:
+        """Go on from a checkpoint, before iterating; see `RingDataset.load_state_dict`."""
+        self.close()
+        self._progress.load_state_dict(state, on_gone)
+
     def close(self) -> None:
         """Leave the group; what was not acknowledged is given to others."""
         if self._session is not None:
             self._session.close()
+        self._progress.close()
 
     def __enter__(self) -> Self:
         return self

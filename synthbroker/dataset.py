@@ -1,6 +1,6 @@
 """The training side with torch: an IterableDataset and its loader. The only module that imports torch's Dataset."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import c_long
 from dataclasses import replace
 from inspect import signature
@@ -15,10 +15,11 @@ from synthbroker import lanes, tensors
 from synthbroker.assemble import Finish
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
-from synthbroker.consumer import Session, family_name, raise_if_drained
+from synthbroker.consumer import Session, raise_if_drained
 from synthbroker.loading import Deputies
 from synthbroker.onto import Delivery, Parcel, open_harbour
 from synthbroker.options import ReadOptions
+from synthbroker.progress import Progress, run_of
 from synthbroker.ring import Ring
 from synthbroker.source import Seat
 
@@ -85,6 +86,7 @@ class RingDataset(IterableDataset[Any]):
         reconnect_s: float = 300.0,
         claim_after_s: float = 30.0,
         name: str | None = None,
+        on_gone: str = "raise",
         pin_memory: bool = False,
         device: Any = None,
     ) -> None:
@@ -111,8 +113,10 @@ class RingDataset(IterableDataset[Any]):
             reconnect_s=reconnect_s,
             claim_after_s=claim_after_s,
             name=name,
+            on_gone=on_gone,
         )
-        self._family = family_name(name)
+        self._run = run_of(self.options)
+        self._progress: Progress | None = None
         self._session: Session | None = None
         self._deputies: Deputies | None = None
         self._ended = False
@@ -151,6 +155,72 @@ class RingDataset(IterableDataset[Any]):
         """Leave the group; what was not acknowledged is given to others."""
         if self._session is not None:
             self._session.close()
+        if self._progress is not None:
+            self._progress.close()
+
+    def state_dict(self, ahead: int = 0) -> dict[str, Any]:
+        """Stage what was trained on, and give the state that belongs into the checkpoint.
+
+        With `ack="checkpoint"`; call it after the step: the batch that the loop was given last counts as trained on.
+        What is prefetched, or waits in the queue of a worker, does not. Staged samples stay pending until
+        `acknowledge()` says that the checkpoint is safely written, or a restarted run loads it. With another `ack` the
+        state only names the run.
+
+        Args:
+            ahead: So many batches were given out and not yet trained on, where something between fetches ahead.
+
+        Returns:
+            A few short texts and numbers, whatever the number of samples: for torch.save, JSON, and what calls
+            `state_dict` by itself (torchdata's StatefulDataLoader without workers, Lightning).
+
+        Raises:
+            RuntimeError: In a worker process, which cannot know what was trained on: use `loader()`.
+            ShutOutError: A newer process of this run took over; do not write this checkpoint.
+            UnacknowledgedError: A thousand checkpoints were staged and none acknowledged.
+        """
+        _refuse_worker("state_dict")
+        return self.progress.state_dict(ahead)
+
+    def acknowledge(self, state: Mapping[str, Any] | None = None) -> None:
+        """Say that the checkpoint is safely written: its samples are done with, and do not come again.
+
+        Args:
+            state: The checkpoint's, where it is not the newest; older ones are finished with it.
+
+        Raises:
+            ValueError: Without `ack="checkpoint"`, or a state of another run.
+            ShutOutError: A newer process of this run took over.
+        """
+        self.progress.acknowledge(state)
+
+    def load_state_dict(self, state: Mapping[str, Any], on_gone: str | None = None) -> None:
+        """Go on from a checkpoint; call it before iterating.
+
+        Its samples are acknowledged, if they are not. All that former processes of this run were given besides comes
+        again at once, and they are shut out. Without `name=`, this process is of the state's run from now on.
+
+        Args:
+            state: What `state_dict` gave.
+            on_gone: Instead of the dataset's own.
+
+        Raises:
+            StateGoneError: Samples that should come again will not: they were acknowledged by a later checkpoint, or
+                evicted, or the ring was made anew; says which. Nothing was done, and it may be called again.
+            ValueError: It is not a state of this ring and group.
+        """
+        _refuse_worker("load_state_dict")
+        if self._session is not None:
+            self._session.close()
+        if self._deputies is not None:
+            self._deputies.release()
+        self.progress.load_state_dict(state, on_gone)
+        self._ended = False
+
+    @property
+    def progress(self) -> Progress:
+        """What this process has trained on."""
+        self._progress = self._progress or Progress(self.options, self._run)
+        return self._progress
 
     def __iter__(self) -> Iterator[Any]:
         for batch, _ in self.read():
@@ -164,12 +234,12 @@ class RingDataset(IterableDataset[Any]):
         return len(sizes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_session": None, "_deputies": None, "_delivery": None}
+        return self.__dict__ | {"_session": None, "_deputies": None, "_delivery": None, "_progress": None}
 
     @property
     def deputies(self) -> Deputies:
         """The readers in worker processes of this dataset's loaders."""
-        self._deputies = self._deputies or Deputies(self.options)
+        self._deputies = self._deputies or Deputies(self.options, self.progress)
         return self._deputies
 
     def read(self, *, word: str = "", left: Callable[[], bool] | None = None) -> Iterator[tuple[Any, BatchInfo]]:
@@ -180,13 +250,19 @@ class RingDataset(IterableDataset[Any]):
             left: Says whether the training loop was left.
         """
         if self._ended:
-            raise_if_drained(self.options.url, self.options.ring, self.options.group)
+            held = 0 if word else self.progress.unacknowledged()
+            raise_if_drained(self.options.url, self.options.ring, self.options.group, held)
         if self._session is None or not self._session.usable or self._session.begin_anew():
             worker = get_worker_info()
+            if worker and not word and self._run.checkpoints:
+                _refuse_worker("ack='checkpoint'")
             self._delivery = self._delivery_here(by_loader=bool(word))
             finish = replace(TORCH, memory=self._delivery.memory, ship=self._delivery.ship)
-            seat = Seat(self._family, worker.id if worker else 0, worker.num_workers if worker else 1, word)
-            self._session = Session(self.options, finish, seat, lag=_WORKER_LAG if worker else 0)
+            seat = Seat(
+                self._run.name, worker.id if worker else 0, worker.num_workers if worker else 1, word, self._run
+            )
+            progress = self.progress if self._run.checkpoints and not word else None
+            self._session = Session(self.options, finish, seat, lag=_WORKER_LAG if worker else 0, progress=progress)
         session = self._session
         self._ended = False
         for ready in session.batches(left):
@@ -203,6 +279,14 @@ class RingDataset(IterableDataset[Any]):
                 "DataLoader, because only the training process may use a GPU"
             )
         return Delivery()
+
+
+def _refuse_worker(what: str) -> None:
+    if get_worker_info() is not None:
+        raise RuntimeError(
+            f"{what} in a worker process, which cannot know what was trained on: iterate "
+            "dataset.loader(num_workers=N), which has state_dict, acknowledge and load_state_dict of its own"
+        )
 
 
 class _WithInfo(IterableDataset[Any]):
@@ -243,6 +327,18 @@ class RingLoader(DataLoader[Any]):
         options["pin_memory"] = bool(num_workers) and (pin_memory or dataset.pin_memory or dataset.device is not None)
         read = self._with_info if num_workers else dataset
         super().__init__(read, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, **options)
+
+    def state_dict(self, ahead: int = 0) -> dict[str, Any]:
+        """Stage what was trained on; see `RingDataset.state_dict`."""
+        return self._with_info.dataset.state_dict(ahead)
+
+    def acknowledge(self, state: Mapping[str, Any] | None = None) -> None:
+        """Say that the checkpoint is safely written; see `RingDataset.acknowledge`."""
+        self._with_info.dataset.acknowledge(state)
+
+    def load_state_dict(self, state: Mapping[str, Any], on_gone: str | None = None) -> None:
+        """Go on from a checkpoint, before iterating; see `RingDataset.load_state_dict`."""
+        self._with_info.dataset.load_state_dict(state, on_gone)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if not self.num_workers:

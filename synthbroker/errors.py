@@ -15,6 +15,7 @@ SynthbrokerError
 │   ├── RingFullError           no room within wait_s
 │   ├── RingEndedError          the ring has ended
 │   └── ShutOutError            a newer process with the same name took over
+├── StateGoneError              a checkpoint's state cannot be resumed as it was: samples are gone
 ├── StarvedError                no sample came within wait_s
 ├── UnacknowledgedError         the reader's own unacknowledged samples fill the ring
 ├── SchemaError                 a sample does not fit the ring's schema
@@ -81,6 +82,10 @@ class RingEndedError(RingError):
 
 class ShutOutError(RingError):
     """A newer process with the same name has taken this one's place."""
+
+
+class StateGoneError(SynthbrokerError):
+    """Samples that a checkpoint's state counts on will not come again; says which."""
 
 
 class StarvedError(SynthbrokerError):

@@ -27,6 +27,7 @@ _LONGEST_LINE_BYTES = 64 * 1024
 _LARGE_BYTES = 16 * 1024  # from here on a buffer of its own costs less than copying
 _WAIT_BYTES = 64 * 1024  # from here on one call waits for all of it; what comes behind is read by another one
 _MOST_BUFFERS = 512  # in one call of the kernel, which takes 1024
+_ABOUT_RUNS = {"join", "stage", "finish", "resume", "keep"}
 _STRING_HEADER = re.compile(rb"\$(-1|[0-9]{1,18})")
 
 
@@ -226,7 +227,8 @@ def _behind(buffers: Sequence[Any], count: int) -> list[Any]:
 
 @cache
 def script_text(name: str) -> tuple[str, str]:
-    """Read a script, with what all share put in front, and its digest."""
+    """Read a script, with what it shares with others put in front, and its digest."""
     folder = Path(__file__).parent / "lua"
-    text = (folder / "lib.lua").read_text() + (folder / f"{name}.lua").read_text()
+    names = ["lib", *(["runs"] if name in _ABOUT_RUNS else []), name]
+    text = "".join([(folder / f"{one}.lua").read_text() for one in names])
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()

@@ -15,6 +15,7 @@ from synthbroker.consumer import raise_if_drained, warn_of_nothing
 from synthbroker.errors import RingMissingError, SynthbrokerError
 from synthbroker.heart import Heart
 from synthbroker.options import ReadOptions
+from synthbroker.progress import Progress
 from synthbroker.ring import Ring
 
 log = logging.getLogger("synthbroker")
@@ -28,10 +29,11 @@ class Deputies:
 
     Args:
         options: How the ring is read.
+        progress: Whose samples these are; where it keeps checkpoints, it acknowledges.
     """
 
-    def __init__(self, options: ReadOptions) -> None:
-        self._options = options
+    def __init__(self, options: ReadOptions, progress: Progress) -> None:
+        self._options, self._progress = options, progress
         self._connection = Connection(options.url)
         self._words: list[str] = []  # of those that have not said goodbye
         self._trained_on: BatchInfo | None = None
@@ -50,11 +52,13 @@ class Deputies:
             anew: With new workers, not with those that are there.
         """
         if self._ended:
-            raise_if_drained(self._options.url, self._options.ring, self._options.group)
+            held = self._progress.unacknowledged()
+            raise_if_drained(self._options.url, self._options.ring, self._options.group, held)
             self._ended = False
         self._acknowledge()
+        self._progress.settle()
         if anew or not self._words:
-            _say_goodbye(self._options, self._words)
+            self.release()
             self._words.append(secrets.token_hex(4))
         return self._words[-1]
 
@@ -72,6 +76,8 @@ class Deputies:
         try:
             for batch, info in pairs:
                 self._trained_on = info
+                if self._options.ack == "checkpoint":
+                    self._progress.add(info)
                 count += 1
                 self._batches += 1
                 if self._options.ack == "delivered":
@@ -81,15 +87,21 @@ class Deputies:
         finally:
             heart.stop()
             self._connection.close()
+            self._progress.keep()
         self._ended = expected is None or count < expected
         if not count:
             warn_of_nothing(self._options)
         if not stay:
-            _say_goodbye(self._options, self._words)
+            self.release()
+
+    def release(self) -> None:
+        """Say goodbye for all readers: what they were given and is not acknowledged is for others."""
+        self._progress.keep()
+        _say_goodbye(self._options, self._words)
 
     def _acknowledge(self) -> None:
         info, self._trained_on = self._trained_on, None
-        if info is None or info.group is None or not info.unacknowledged:
+        if self._options.ack == "checkpoint" or info is None or info.group is None or not info.unacknowledged:
             return
         ring, group, numbers = Ring(self._connection, info.ring), info.group, info.unacknowledged
         ring.epoch = info.epoch

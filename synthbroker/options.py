@@ -17,7 +17,8 @@ POLICIES = ("block", "drop-oldest")
 _PRODUCER = re.compile(r"[A-Za-z0-9_.\-]{1,100}", re.ASCII)
 _instances = itertools.count()
 
-ACKS = ("next", "delivered")
+ACKS = ("next", "delivered", "checkpoint")
+ON_GONE = ("raise", "go-on")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ReadOptions:
             Fresh ones always come first. A ring that has ended is read until all uses are used up; "inf" ends with
             the last fresh sample.
         ack: When a batch counts as trained on: "next": when the following one is asked for. "delivered": at once.
+            "checkpoint": when a checkpoint with it is written, see `state_dict` and `acknowledge`.
         prefetch: Batches that are made ready ahead, at most 1 GB.
         wait_s: How long to wait for a sample before StarvedError, in seconds.
         transform: Called with each sample (a dict, or a tuple where `fields` are named) in the reading process.
@@ -45,7 +47,10 @@ class ReadOptions:
         epoch_size: Samples in one iteration; without it an iteration goes on until the ring ends.
         reconnect_s: How long to try to reach a server that went away, in seconds.
         claim_after_s: A reader silent for so long is dead, and its samples are given to others.
-        name: Who this is; needed only to be recognised.
+        name: Who this is: a newer reader of the same name, in the same group, shuts this one out and takes its
+            samples over at once, as a restarted run should. Without a name nobody is shut out.
+        on_gone: What `load_state_dict` does where samples that it counts on are gone: "raise" StateGoneError, or
+            "go-on" without them, with a warning that names them.
 
     Raises:
         TypeError, ValueError: An argument that cannot be.
@@ -69,6 +74,7 @@ class ReadOptions:
     reconnect_s: float = 300.0
     claim_after_s: float = 30.0
     name: str | None = None
+    on_gone: str = "raise"
 
     def __post_init__(self) -> None:
         rings.check_name("ring", self.ring)
@@ -80,8 +86,8 @@ class ReadOptions:
             _check_whole("epoch_size", self.epoch_size, 1)
         for what in "wait_s", "reconnect_s", "claim_after_s":
             check_seconds(what, getattr(self, what))
-        if self.ack not in ACKS:
-            raise ValueError(f"ack must be one of {ACKS}, got {self.ack!r}")
+        for what, choices in ("ack", ACKS), ("on_gone", ON_GONE):
+            check_choice(what, getattr(self, what), choices)
         for what in "fields", "producers":
             check_names(what, getattr(self, what))
         if self.name is not None and (not self.name or any(c in self.name for c in " /:")):
@@ -159,6 +165,16 @@ def _check_whole(what: str, value: object, least: int) -> None:
         raise TypeError(f"{what} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{what} must be at least {least}, got {value}")
+
+
+def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
+    """Check one of several words.
+
+    Raises:
+        ValueError: Another one.
+    """
+    if value not in choices:
+        raise ValueError(f"{what} must be one of {choices}, got {value!r}")
 
 
 def check_seconds(what: str, value: object) -> None:

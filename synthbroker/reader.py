@@ -17,11 +17,12 @@ from synthbroker.assemble import Assembly, Finish, MissingPartError, Plan, fetch
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
 from synthbroker.errors import DamagedSampleError, RingMissingError, SynthbrokerError
+from synthbroker.live import LiveSource
 from synthbroker.options import ReadOptions
 from synthbroker.pool import Pool
 from synthbroker.replies import Given
 from synthbroker.ring import Ring
-from synthbroker.source import Counts, Found, GroupSource, LiveSource, Seat, Source
+from synthbroker.source import Counts, Found, GroupSource, Seat, Source
 from synthbroker.wire import Entry
 
 log = logging.getLogger("synthbroker")

@@ -9,6 +9,7 @@ Keys, all with the ring's name as hash tag, so that a ring is one slot of a Redi
 | `sb:{ring}:meta` | hash | version, epoch, policy, capacities, schema, first, next, bytes, counters |
 | `sb:{ring}:index` | list | for each live sample: cost in bytes, uid, parts; so that evicting reads no payload |
 | `sb:{ring}:group:<g>`, `:uses:<g>` | hash, sorted set | a group's counters; how often it used what it may reuse |
+| `sb:{ring}:runs:<g>`, `:evicted:<g>` | hash, sorted set | training runs' checkpoints (`lua/runs.lua`); their losses |
 | `sb:{ring}:producers`, `:consumers` | sorted sets | who, by last heartbeat; details in the hashes `…:about` |
 | `sb:{ring}:seqs`, `:leases` | hashes | for each producer: incarnation and last sequence number; its lease on room |
 | `sb:{ring}:room` | stream | a line when room was made or the ring ended; waiting producers block on it |
@@ -111,12 +112,12 @@ class Ring:
         while self._script("drop", group)[0] == b"MORE":
             pass
 
-    def is_drained(self, group: str) -> bool:
-        """Say whether the ring has ended and a group has been given, and has acknowledged, everything."""
+    def is_drained(self, group: str, held: int = 0) -> bool:
+        """Say whether the ring has ended and a group has been given, and has acknowledged, everything but so many."""
         meta = self.read_meta()
         found = {name.decode(): (int(delivered), int(pending)) for name, delivered, pending, *_ in self.snapshot()[5]}
         delivered, pending = found.get(group, (0, 0))
-        return meta.ended and max(delivered, meta.first - 1) >= meta.next - 1 and not pending
+        return meta.ended and max(delivered, meta.first - 1) >= meta.next - 1 and pending <= held
 
     def snapshot(self) -> Reply:
         """Read everything about the ring at one instant, as `snapshot.lua` says it."""
@@ -128,13 +129,37 @@ class Ring:
         """Register a producer whose samples up to `last` count as taken; shuts an older one of that name out."""
         self._script("join", "producer", who.name, who.word, json.dumps(about), last)
 
-    def join_group(self, who: Incarnation, group: str, reuse: str, about: Mapping[str, Any]) -> None:
+    def join_group(
+        self,
+        who: Incarnation,
+        group: str,
+        reuse: str,
+        about: Mapping[str, Any],
+        *,
+        life: str = "",
+        checkpoints: bool = False,
+    ) -> None:
         """Register a consumer, and make its group if it is not there.
+
+        Args:
+            who: The consumer.
+            group: Its group.
+            reuse: How often the group may use a sample.
+            about: The consumer's record.
+            life: The life of its run, if others can take its place (`runs`).
+            checkpoints: Whether its run keeps checkpoints.
 
         Raises:
             RingMismatchError: The group was made with another `reuse`.
+            ShutOutError: A newer life of its run took over.
         """
-        reply = self._script("join", "consumer", who.name, who.word, json.dumps(about), group, reuse)
+        told = (json.dumps(about), group, reuse, life, int(checkpoints))
+        reply = self._script("join", "consumer", who.name, who.word, *told)
+        if reply[0] == b"SHUT":
+            run = who.name.partition("/")[0]
+            raise ShutOutError(
+                f"a newer reader named {run!r} took this one's place in group {group!r} of {self.name!r}"
+            )
         if reply[0] == b"MISMATCH":
             raise self._mismatch(reply, f"group {group!r} of ")
 
@@ -334,6 +359,14 @@ class Ring:
         if one.start is None:
             return ("GET", key)
         return ("GETRANGE", key, one.start, one.start + one.size - 1)
+
+    def ask(self, script: str, *arguments: Any) -> Reply:
+        """Run a script on this ring, for the modules that word a group of commands of their own.
+
+        Raises:
+            RingMissingError: There is no such ring, or not the one that was believed in.
+        """
+        return self._script(script, *arguments)
 
     # -- within
 

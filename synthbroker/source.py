@@ -1,8 +1,7 @@
-"""Where a reader's samples come from: a group of a ring, or the live ring from front to back."""
+"""Where a reader's samples come from: a group of a ring (`live` has the other way, without one)."""
 
 import contextlib
 import logging
-import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -11,7 +10,7 @@ from threading import Event
 from typing import Any, Protocol
 
 from synthbroker import ring as rings
-from synthbroker import settings, units
+from synthbroker import runs, settings, units
 from synthbroker.errors import (
     RingMissingError,
     ServerGoneError,
@@ -22,12 +21,12 @@ from synthbroker.heart import Heart
 from synthbroker.options import ReadOptions
 from synthbroker.replies import Given, Incarnation, Meta, Taken
 from synthbroker.ring import Ring
+from synthbroker.runs import Run
 from synthbroker.waiting import Waiting, wait_for_ring
 
 log = logging.getLogger("synthbroker")
 
 _MOST_RECOVERED = 10_000
-_SCAN_AT_ONCE = 64
 _IDLE_CLAIM_S = 0.5  # who has nothing to do looks more often for what others have left
 _STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
 
@@ -41,12 +40,14 @@ class Seat:
         worker: Number of this one.
         workers: How many there are.
         word: Where it is set, the training process acknowledges and says goodbye for this one, and knows it by this.
+        run: Whose samples these are, and who may take this one's place.
     """
 
     family: str
     worker: int = 0
     workers: int = 1
     word: str = ""
+    run: Run | None = None
 
     @property
     def acknowledges(self) -> bool:
@@ -178,6 +179,8 @@ class GroupSource:
                 return Found((), ended=True)
             if held_since and holding and time.monotonic() - held_since >= _STUCK_AFTER_S and self._is_stuck(holding):
                 return Found((), stuck=True)
+            if held_since and not holding and time.monotonic() - held_since >= _STUCK_AFTER_S:
+                self._check_checkpoints()
             self._check(waiting, held=taken.held)
             self._next_claim = min(self._next_claim, time.monotonic() + _IDLE_CLAIM_S)
             self._wait(taken.wait_id)
@@ -223,13 +226,24 @@ class GroupSource:
                 return
             self.meta = meta
             try:
-                self._keep_trying(
-                    lambda: self._ring.join_group(self._who, self._group, self._options.reuse_text(), self._about())
-                )
+                self._keep_trying(self._register)
             except RingMissingError:
                 continue  # made anew between the two
             self._next_claim = 0.0
             return
+
+    def _register(self) -> None:
+        run = self._seat.run or Run(self._seat.family)
+        if run.life and not run.settled:
+            runs.shut_out(self._ring, self._group, run)
+        self._ring.join_group(
+            self._who,
+            self._group,
+            self._options.reuse_text(),
+            self._about(),
+            life=run.life,
+            checkpoints=run.checkpoints,
+        )
 
     def _try_take(self, count: int, most: int) -> Taken | None:
         """Take once; None where that must be done again, because the server was away or had lost the ring or us."""
@@ -299,12 +313,39 @@ class GroupSource:
     def _check(self, waiting: Waiting, *, held: bool) -> None:
         """Warn each minute and raise after `wait_s`, with what is likely the cause."""
         if held:
-            waiting.check(
-                "the ring is full of samples that this group was given and has not acknowledged: acknowledge more "
-                "often, take smaller batches, use fewer workers, or give the ring more capacity",
-                UnacknowledgedError,
-            )
+            waiting.check(self._crowded(), UnacknowledgedError)
         waiting.check("are the generators running? `synthbroker status` shows who was last seen, and when")
+
+    def _crowded(self) -> str:
+        """Say what it is that the ring is full of, and what helps."""
+        try:
+            meta = self._ring.read_meta()
+        except SynthbrokerError:
+            return "the ring is full of samples that this group was given and has not acknowledged"
+        oftener = "acknowledge more often"
+        if self._options.ack == "checkpoint":
+            oftener = (
+                f"make checkpoints more often (state_dict(), then acknowledge(), well before {meta.live} samples "
+                "were trained on)"
+            )
+        return (
+            f"the ring is full: of its {meta.live} samples ({units.format_size(meta.capacity_bytes)}) this group was "
+            f"given the last, and has not acknowledged the first: {oftener}, take smaller batches, use fewer workers, "
+            "or give the ring more capacity"
+        )
+
+    def _check_checkpoints(self) -> None:
+        """Raise where the training loop waits for samples that only its own next checkpoint can make room for.
+
+        Raises:
+            UnacknowledgedError: The oldest sample is this reader's, and no checkpoint is on its way.
+        """
+        run = self._seat.run
+        if run is None or not run.checkpoints or run.staged or not (self._seat.acknowledges and self._idle()):
+            return
+        held = self._ring.held_by(self._who, self._group, 1)
+        if held and held[0][0] <= self._ring.read_meta().first:
+            raise UnacknowledgedError(f"ring {self._ring.name!r}, group {self._group!r}: {self._crowded()}")
 
     def _is_stuck(self, holding: Sequence[int]) -> bool:
         """Say whether a full ring waits for the samples of an incomplete batch, and that batch for the ring.
@@ -338,58 +379,3 @@ class GroupSource:
             f"ring {self._ring.name} group {self._group} reader {self._who.name}: {counts.samples} samples, waited "
             f"{units.format_duration(counts.waiting_s)}, damaged {counts.damaged}, overrun {counts.overrun}"
         )
-
-
-class LiveSource:
-    """Reads what is in the ring now, oldest first, and takes nothing. Several workers share the numbers."""
-
-    meta: Meta
-
-    def __init__(self, ring: Ring, options: ReadOptions, seat: Seat, stop: Event) -> None:
-        self._ring, self._options, self._seat, self._stop = ring, options, seat, stop
-        self._next, self._last = 1, 0
-
-    def start(self) -> None:
-        """Wait until enough is in the ring, and note where it ends now."""
-        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}")
-        while (meta := wait_for_ring(self._ring, self._options, self._stop)) is not None:
-            self.meta = meta
-            if meta.live >= self._options.min_fill or meta.ended:
-                self._next, self._last = meta.first, meta.next - 1
-                return
-            waiting.check(f"{meta.live} samples are in it, min_fill={self._options.min_fill} are asked for")
-            newest = f"{meta.next - 1}-0"
-            self._ring.connection.keep_trying(
-                lambda after=newest: self._ring.wait_for_sample(after),  # type: ignore[misc]
-                self._options.reconnect_s,
-                self._stop,
-            )
-
-    def take(self, count: int, most: int, holding: Sequence[int]) -> Found:  # noqa: ARG002 - nothing is held here
-        """Read the next entries; fewer workers' numbers are passed over."""
-        found: list[Given] = []
-        while not found and self._next <= self._last and not self._stop.is_set():
-            some = min(count, _SCAN_AT_ONCE) * self._seat.workers
-            read = self._ring.connection.keep_trying(
-                lambda n=some: self._ring.read(self._next, self._last, n),  # type: ignore[misc]
-                self._options.reconnect_s,
-                self._stop,
-            )
-            self._next = read[-1].number + 1 if read else math.inf  # type: ignore[assignment]
-            found = [sample for sample in read if self._is_mine(sample)]
-        return Found(found, self._ring.now_s(), ended=not found)
-
-    def _is_mine(self, sample: Given) -> bool:
-        producer = sample.fields.get(b"from", b"").decode(errors="replace").rpartition(":")[0]
-        wanted = self._options.producers is None or producer in self._options.producers
-        return wanted and sample.number % self._seat.workers == self._seat.worker
-
-    def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
-        """Nothing was taken, nothing is acknowledged."""
-
-    def holds(self, numbers: Collection[int]) -> bool:  # noqa: ARG002
-        """Nothing was taken, nothing is held."""
-        return False
-
-    def close(self, *, leave: bool) -> None:
-        """Nobody knows that we were here."""

@@ -2,8 +2,9 @@
 --
 -- ARGV  2 role: producer or consumer  3 name  4 word of this incarnation  5 about, JSON
 --       producer: 6 last sequence number that counts as taken
---       consumer: 6 group  7 reuse ('' takes the group's own)
--- Reply OK | MISMATCH reuse theirs ours | NORING
+--       consumer: 6 group  7 reuse ('' takes the group's own)  8 life of its run ('': it has none, see resume.lua)
+--                 9 1 where the run keeps checkpoints
+-- Reply OK | MISMATCH reuse theirs ours | SHUT a newer life of its run took over | NORING
 -- A producer of the same name with another word is shut out from now on. A group that is not there is made,
 -- beginning at the oldest live sample.
 
@@ -34,6 +35,12 @@ else
   elseif reuse ~= '' and theirs ~= reuse then
     return {'MISMATCH', 'reuse', theirs, reuse}
   end
+end
+local life = ARGV[8] or ''
+if life ~= '' then
+  local known = load_run(group, run_of(name))
+  if is_shut_out(known, life) then return {'SHUT'} end
+  if not known.life then remember_run(group, known, life, ARGV[9]) end
 end
 local member = name .. ':' .. word
 redis.call('xgroup', 'createconsumer', samples_key, group, member)

@@ -1,4 +1,4 @@
--- Shared by all scripts; put in front of each of them.
+-- Shared by all scripts; put in front of each of them (and runs.lua behind it, for those about runs).
 --
 -- KEYS[1]  sb:{ring}:meta; all other keys of the ring begin with the same prefix, and so share its slot.
 -- ARGV[1]  the epoch the caller believes in.
@@ -18,6 +18,9 @@ local producers_key = prefix .. 'producers'
 local consumers_key = prefix .. 'consumers'
 local quarantine_key = prefix .. 'quarantine'
 
+local MOST_RUNS = 64        -- runs that a group remembers
+local MOST_DONE = 16        -- finished checkpoints that a run remembers, to say what an older state lacks
+local MOST_EVICTED = 10000  -- evicted samples of runs that a group remembers
 local STEP = 64             -- how many samples one eviction step may remove
 local KEYS_AT_ONCE = 1000   -- Lua's unpack is limited by its stack
 
@@ -28,6 +31,10 @@ local function number_of(id) return tonumber(string.match(id, '^%d+')) end
 local function is_own(ring, id) return string.match(id, '^%d+%-0$') ~= nil and number_of(id) < ring.next end
 local function group_key(group) return prefix .. 'group:' .. group end
 local function uses_key(group) return prefix .. 'uses:' .. group end
+local function runs_key(group) return prefix .. 'runs:' .. group end
+local function evicted_key(group) return prefix .. 'evicted:' .. group end
+-- The run that a consumer (run/worker:word) belongs to: a training process and its former selves.
+local function run_of(consumer) return string.match(consumer, '^([^/]*)/') end
 
 local function now()
   local time = redis.call('time')
@@ -92,10 +99,26 @@ local function in_chunks(command, names)
   return sum
 end
 
+-- Remembers what was evicted of runs that keep checkpoints: their next self is told what does not come again.
+local function note_evicted(name, pending)
+  local keeps = {}
+  for _, entry in ipairs(pending) do
+    local run = run_of(entry[2]) or ''
+    if keeps[run] == nil then
+      local line = redis.call('hget', runs_key(name), run)
+      keeps[run] = line and string.sub(line, -2) == ' 1' or false
+    end
+    local number = int(number_of(entry[1]))
+    if keeps[run] then redis.call('zadd', evicted_key(name), number, run .. ' ' .. number) end
+  end
+  redis.call('zremrangebyrank', evicted_key(name), 0, -MOST_EVICTED - 1)
+end
+
 -- Books on a group that the samples up to `last` leave the ring.
 local function evict_from_group(ring, group, last)
   local unseen = last - math.max(group.delivered, ring.first - 1)
   if unseen > 0 then redis.call('hincrby', group_key(group.name), 'lost', int(unseen)) end
+  local checkpoints = group.pending > 0 and redis.call('exists', runs_key(group.name)) == 1
   while group.pending > 0 do
     local pending = redis.call('xpending', samples_key, group.name, '-', id_of(last), STEP)
     if #pending == 0 then break end
@@ -103,6 +126,7 @@ local function evict_from_group(ring, group, last)
     for i, entry in ipairs(pending) do ids[i] = entry[1] end
     redis.call('xack', samples_key, group.name, unpack(ids))
     redis.call('hincrby', group_key(group.name), 'evicted_pending', #ids)
+    if checkpoints then note_evicted(group.name, pending) end
     group.pending = group.pending - #ids
   end
   if redis.call('exists', uses_key(group.name)) == 1 then
@@ -239,8 +263,33 @@ end
 
 local function make_group(ring, name, reuse)
   allow_bookkeeping()
-  redis.call('unlink', uses_key(name))
+  redis.call('unlink', uses_key(name), runs_key(name), evicted_key(name))
   redis.call('xgroup', 'create', samples_key, name, id_of(ring.first - 1), 'MKSTREAM')
   redis.call('hset', group_key(name), 'since', int(ring.first - 1), 'reuse', reuse, 'delivered', 0, 'acknowledged', 0,
     'lost', 0, 'evicted_pending', 0, 'doubled', 0, 'reused', 0, 'redelivered', 0, 'skipped', 0, 'front', int(ring.first))
+end
+
+local FEWEST_SHARE = 16  -- the part of a full ring that is given back at a time
+
+-- A group is done with samples. Returns how many were pending and how many had been acknowledged before: a sample was
+-- trained on twice. In a `block` ring this may make room; waiting producers are told.
+local function acknowledge(ring, group, ids, late)
+  local acknowledged = 0
+  for start = 1, #ids, KEYS_AT_ONCE do
+    local stop = math.min(start + KEYS_AT_ONCE - 1, #ids)
+    acknowledged = acknowledged + redis.call('xack', samples_key, group.name, unpack(ids, start, stop))
+  end
+  local doubled = #ids - acknowledged - late
+  allow_bookkeeping()
+  redis.call('hincrby', group_key(group.name), 'acknowledged', acknowledged)
+  if doubled > 0 then redis.call('hincrby', group_key(group.name), 'doubled', doubled) end
+  if ring.block and load_waiting() then
+    -- Not for every sample: a producer that is woken sends what there is room for, and many at a time cost it less. At
+    -- once where this group has nothing else to read.
+    local free = floor_of(ring, load_groups(ring)) - ring.first
+    if free > 0 and (free * FEWEST_SHARE >= ring.next - ring.first or group.delivered >= ring.next - 1) then
+      tell_room(group.name)
+    end
+  end
+  return acknowledged, doubled
 end

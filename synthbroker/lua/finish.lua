@@ -1,0 +1,13 @@
+-- A checkpoint is safely written: what was staged up to it is acknowledged.
+--
+-- ARGV  2 group  3 run  4 its life  5 serial of the newest token that is finished
+-- Reply OK acknowledged doubled late (see ack.lua) | SHUT a newer life of the run took over | NOGROUP | NORING
+
+local ring = load_ring()
+if not ring then return {'NORING'} end
+local group = load_group(ring, ARGV[2])
+if not group then return {'NOGROUP'} end
+local run = load_run(group.name, ARGV[3])
+if is_shut_out(run, ARGV[4]) then return {'SHUT'} end
+allow_bookkeeping()
+return {'OK', finish(ring, group, run, tonumber(ARGV[5]))}

@@ -1,0 +1,102 @@
+-- Runs. A run is a training process and its former selves; it stages what it has trained on when it makes a checkpoint,
+-- and finishes that when the checkpoint is safely written. In a group's hash `runs`:
+--   <run>                    time, life (the word of the process that is the run now), 1 where it keeps checkpoints
+--   <run> <serial>.<word>    a checkpoint: `s` staged or `d` done, and the numbers behind the one before, like 1-40,43
+
+-- A run as it is known: {name, life, tokens = {{serial, field, done, numbers}...} by serial}; life nil: not known.
+local function load_run(group, name)
+  local run = {name = name, tokens = {}}
+  local all = redis.call('hgetall', runs_key(group))
+  for i = 1, #all, 2 do
+    local field, value = all[i], all[i + 1]
+    if field == name then
+      run.life = string.match(value, '^%S+ (%S+) ')
+    elseif string.sub(field, 1, #name + 1) == name .. ' ' then
+      local serial = tonumber(string.match(field, '(%d+)%.%S+$'))
+      run.tokens[#run.tokens + 1] = {serial = serial, field = field, done = string.sub(value, 1, 1) == 'd',
+        numbers = string.sub(value, 3)}
+    end
+  end
+  table.sort(run.tokens, function(a, b) return a.serial < b.serial end)
+  return run
+end
+
+local function is_shut_out(run, life) return run.life ~= nil and run.life ~= life end
+
+local function forget_run(group, name)
+  for _, field in ipairs(redis.call('hkeys', runs_key(group))) do
+    if field == name or string.sub(field, 1, #name + 1) == name .. ' ' then redis.call('hdel', runs_key(group), field) end
+  end
+end
+
+-- Writes whose the run is; the one that was heard of longest ago makes room for a new one.
+local function remember_run(group, run, life, checkpoints)
+  if not run.life then
+    local lines, oldest, count = redis.call('hgetall', runs_key(group)), nil, 0
+    for i = 1, #lines, 2 do
+      if not string.find(lines[i], ' ', 1, true) then
+        local time = tonumber(string.match(lines[i + 1], '^%S+'))
+        count = count + 1
+        if not oldest or time < oldest.time then oldest = {time = time, name = lines[i]} end
+      end
+    end
+    if count >= MOST_RUNS then forget_run(group, oldest.name) end
+  end
+  run.life = life
+  redis.call('hset', runs_key(group), run.name, string.format('%.3f', now()) .. ' ' .. life .. ' ' .. checkpoints)
+end
+
+-- Calls f(first, last) for each range of a text like 1-40,43.
+local function each_range(numbers, f)
+  for first, last in string.gmatch(numbers, '(%d+)%-?(%d*)') do
+    f(tonumber(first), tonumber(last ~= '' and last or first))
+  end
+end
+
+-- Members for those of a run's numbers that were evicted while they were pending, from first to last, oldest first.
+local function evicted_of(group, run, first, last)
+  local found = {}
+  for _, member in ipairs(redis.call('zrangebyscore', evicted_key(group), first, last)) do
+    if string.sub(member, 1, #run.name + 1) == run.name .. ' ' then found[#found + 1] = member end
+  end
+  return found
+end
+
+-- The same for what stands in texts like 1-40,43.
+local function evicted_among(group, run, texts)
+  local found = {}
+  if redis.call('exists', evicted_key(group)) == 0 then return found end
+  for _, text in ipairs(texts) do
+    each_range(text, function(first, last)
+      for _, member in ipairs(evicted_of(group, run, first, last)) do found[#found + 1] = member end
+    end)
+  end
+  return found
+end
+
+local function forgive(group, members)
+  for start = 1, #members, KEYS_AT_ONCE do
+    redis.call('zrem', evicted_key(group), unpack(members, start, math.min(start + KEYS_AT_ONCE - 1, #members)))
+  end
+end
+
+-- Acknowledges what a run has staged up to a checkpoint; returns acknowledged, doubled, late (see ack.lua).
+local function finish(ring, group, run, serial)
+  local ids, late, texts, done = {}, 0, {}, {}
+  for _, token in ipairs(run.tokens) do
+    if not token.done and token.serial <= serial then
+      each_range(token.numbers, function(first, last)
+        late = late + math.max(math.min(last + 1, ring.first) - first, 0)
+        for number = math.max(first, ring.first), last do ids[#ids + 1] = id_of(number) end
+      end)
+      texts[#texts + 1] = token.numbers
+      redis.call('hset', runs_key(group.name), token.field, 'd ' .. string.sub(token.numbers, 1, 2000))
+      token.done = true
+    end
+    if token.done then done[#done + 1] = token.field end
+  end
+  for i = 1, #done - MOST_DONE do redis.call('hdel', runs_key(group.name), done[i]) end
+  forgive(group.name, evicted_among(group.name, run, texts))
+  local acknowledged, doubled = acknowledge(ring, group, ids, 0)
+  return acknowledged, doubled, late
+end

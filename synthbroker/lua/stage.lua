@@ -1,0 +1,23 @@
+-- A run has made a checkpoint: what it has trained on is staged, and stays pending until the checkpoint is written.
+--
+-- ARGV  2 group  3 run  4 its life  5 token: serial.word  6 numbers trained on since the token before, like 1-40,43
+--       7 how many tokens may be staged at most
+-- Reply OK | SHUT a newer life of the run took over | MANY so many are staged | NOGROUP | NORING
+-- Staging a token twice is staging it once.
+
+local ring = load_ring()
+if not ring then return {'NORING'} end
+local name, life = ARGV[2], ARGV[4]
+if not load_group(ring, name) then return {'NOGROUP'} end
+local run = load_run(name, ARGV[3])
+if is_shut_out(run, life) then return {'SHUT'} end
+local field, staged = run.name .. ' ' .. ARGV[5], 0
+for _, token in ipairs(run.tokens) do
+  if not token.done and token.field ~= field then staged = staged + 1 end
+end
+if staged >= tonumber(ARGV[7]) then return {'MANY', staged} end
+
+allow_bookkeeping()
+remember_run(name, run, life, '1')
+redis.call('hset', runs_key(name), field, 's ' .. ARGV[6])
+return {'OK'}

@@ -1,0 +1,135 @@
+"""The Redis commands of training runs: who a run is now, and what its checkpoints hold (`lua/runs.lua`).
+
+A run is a training process together with its former selves, known by a name; each of its processes is a life of it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from synthbroker import ranges
+from synthbroker.errors import RingMissingError, ShutOutError, UnacknowledgedError
+from synthbroker.ranges import Range
+from synthbroker.replies import Reply
+from synthbroker.ring import Ring
+
+MOST_STAGED = 1000
+
+
+@dataclass
+class Run:
+    """A training run, as one of its processes sees it; travels to worker processes.
+
+    Attributes:
+        name: What all its processes have in common.
+        life: The word of this process; without one it shuts nobody out, and nobody shuts it out.
+        checkpoints: Whether it acknowledges by checkpoints.
+        settled: Whether the server knows that this process is the run now.
+        serial: The newest checkpoint of it that is known.
+        staged: How many checkpoints are staged and not finished; their acknowledgement may be under way.
+    """
+
+    name: str
+    life: str = ""
+    checkpoints: bool = False
+    settled: bool = False
+    serial: int = 0
+    staged: int = 0
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What the server knew when a run was resumed.
+
+    Attributes:
+        gone: Nothing was done, because samples are gone.
+        known: Whether the checkpoint in question is.
+        later: Numbers that checkpoints after it have acknowledged, as far as that is remembered.
+        evicted: Numbers that left the ring before the run was done with them, as far as that is remembered.
+    """
+
+    gone: bool
+    known: bool
+    later: Sequence[Range]
+    evicted: Sequence[Range]
+
+
+def shut_out(ring: Ring, group: str, run: Run) -> None:
+    """Make this process the run: former lives get ShutOutError, and what they hold is for others at once."""
+    _resume(ring, group, run, "-", go_on=True)
+    run.settled = True
+
+
+def resume(ring: Ring, group: str, run: Run, token: str, *, go_on: bool) -> Resumed | None:
+    """Shut former lives out, and go on from a checkpoint: finish what it holds, forget what was staged later.
+
+    Args:
+        ring: The ring, which believes in the epoch of the checkpoint.
+        group: The group.
+        run: The run.
+        token: The checkpoint's; empty where nothing was staged when it was made.
+        go_on: Also where samples are gone; else nothing is done then.
+
+    Returns:
+        What the server knew; None where there is no such group.
+    """
+    resumed = _resume(ring, group, run, token, go_on=go_on)
+    run.settled = run.settled or (resumed is not None and not resumed.gone)
+    return resumed
+
+
+def _resume(ring: Ring, group: str, run: Run, token: str, *, go_on: bool) -> Resumed | None:
+    reply = ring.ask("resume", group, run.name, run.life, int(run.checkpoints), token, int(go_on))
+    if reply[0] == b"NOGROUP":
+        return None
+    run.serial = max(run.serial, int(reply[1]))
+    later, evicted = (tuple(ranges.parse(text.decode())) for text in reply[3:5])
+    return Resumed(reply[0] == b"GONE", reply[2] == b"1", later, evicted)
+
+
+def stage(ring: Ring, group: str, run: Run, token: str, numbers: Sequence[Range]) -> None:
+    """Write down what a run has trained on since its last checkpoint; may be repeated.
+
+    Raises:
+        RingMissingError: There is no such ring or group.
+        ShutOutError: A newer life of the run took over.
+        UnacknowledgedError: Too many are staged and none is finished.
+    """
+    reply = ring.ask("stage", group, run.name, run.life, token, ranges.text(numbers), MOST_STAGED)
+    if reply[0] == b"MANY":
+        raise UnacknowledgedError(
+            f"run {run.name!r} has made {reply[1]} checkpoints of ring {ring.name!r} and acknowledged none of them: "
+            "call acknowledge() when a checkpoint is safely written"
+        )
+    _checked(reply, ring, group, run)
+
+
+def finish(ring: Ring, group: str, run: Run, serial: int) -> None:
+    """Acknowledge what was staged up to a checkpoint; may be repeated.
+
+    Raises:
+        RingMissingError: There is no such ring or group.
+        ShutOutError: A newer life of the run took over.
+    """
+    _checked(ring.ask("finish", group, run.name, run.life, serial), ring, group, run)
+
+
+def keep(ring: Ring, group: str, consumer: str, about: Mapping[str, Any], numbers: Sequence[Range]) -> None:
+    """Give samples that a reader holds, as far as it does, to another consumer, which is registered with that.
+
+    Raises:
+        RingMissingError: There is no such ring or group.
+    """
+    reply = ring.ask("keep", group, consumer, json.dumps(about), ranges.text(numbers))
+    if reply[0] == b"NOGROUP":
+        raise RingMissingError(f"ring {ring.name!r} has no group {group!r} (any more)")
+
+
+def _checked(reply: Reply, ring: Ring, group: str, run: Run) -> None:
+    if reply[0] == b"SHUT":
+        raise ShutOutError(
+            f"a newer reader named {run.name!r} took this one's place in group {group!r} of ring {ring.name!r}"
+        )
+    if reply[0] == b"NOGROUP":
+        raise RingMissingError(f"ring {ring.name!r} has no group {group!r} (any more)")
