@@ -23,6 +23,10 @@ SCRIPTS: list[tuple[str, list[Any]]] = [
     ("leave", ["consumer", "train f/0:c1", "{}"]),
     ("beat", ["producer", "p", "{}", 60, 3600, 1000, ""]),
     ("beat", ["consumer", "train f/0:c1", "{}", 60, 3600, 1000, ""]),
+    ("stage", ["train", "f", "l1", "1.t", "1-3", 1000]),
+    ("finish", ["train", "f", "l1", 1]),
+    ("resume", ["train", "f", "l1", 1, "-", 1]),
+    ("keep", ["train", "f/kept:l1", "{}", "1-3"]),
     ("quarantine", ["", "reason", "p", "{}", 10]),
     ("end", []),
     ("drop", [""]),
@@ -54,7 +58,7 @@ def test_every_script_is_tried_without_a_ring() -> None:
     from pathlib import Path
 
     files = {path.stem for path in (Path(rings_module.__file__).parent / "lua").glob("*.lua")}
-    assert files - {name for name, _ in SCRIPTS} == {"lib", "open", "snapshot"}
+    assert files - {name for name, _ in SCRIPTS} == {"lib", "runs", "open", "snapshot"}
 
 
 def test_a_ring_that_is_not_there_is_missing(rig: Rig) -> None:

@@ -1,0 +1,74 @@
+"""A training program that makes checkpoints and can be killed anywhere; what it has "learnt" is which samples it had.
+
+python trainer.py FOLDER '{"url": ..., "ring": ..., "kind": "dataset", ...}': a checkpoint is one file with marks and
+state. It says "began" with the seconds until its first batch, and "done".
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import synthbroker as sb
+
+
+class Trainer:
+    """Trains, and dies by its own hand where `die_at` says so: a point in its work and how often it is passed."""
+
+    def __init__(
+        self, folder: Path, *, url: str, kind: str, every: int, die_at: tuple[str, int] | None, **options: Any
+    ):
+        self.path, self.every, self.die_at = folder / "checkpoint.json", every, die_at
+        self.num_workers = options.pop("num_workers", 0)
+        self.marks: list[int] = []
+        self.passed: dict[str, int] = {}
+        if kind == "consumer":
+            self.reader = self.batches = sb.Consumer(url, **options)
+        else:
+            self.reader = sb.RingDataset(url, **options).loader(num_workers=self.num_workers)
+            self.batches = self.reader
+
+    def resume(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            saved = json.loads(self.path.read_text())
+            self.marks = saved["marks"]
+            self.reader.load_state_dict(saved["state"])
+
+    def train(self) -> None:
+        began = time.monotonic()
+        for step, batch in enumerate(self.batches, 1):
+            if step == 1:
+                print(f"began {time.monotonic() - began:.3f}", flush=True)  # noqa: T201
+            self.marks += [int(n) for n in batch["n"]]
+            self.here("trained")
+            threading.Event().wait(0.001)
+            if step % self.every == 0:
+                self.save()
+        self.save()
+        print("done", flush=True)  # noqa: T201
+
+    def save(self) -> None:
+        state = self.reader.state_dict()
+        self.here("staged")
+        written = self.path.with_suffix(".new")
+        written.write_text(json.dumps({"marks": self.marks, "state": state}))
+        os.replace(written, self.path)  # noqa: PTH105 - the atomic one
+        self.here("written")
+        self.reader.acknowledge()
+        self.here("acknowledged")
+
+    def here(self, point: str) -> None:
+        self.passed[point] = self.passed.get(point, 0) + 1
+        if self.die_at is not None and [point, self.passed[point]] == list(self.die_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    trainer = Trainer(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+    trainer.resume()
+    trainer.train()
