@@ -416,11 +416,11 @@ def test_a_plain_loader_with_workers_says_what_to_use(server, ring_name, dataset
 @pytest.mark.parametrize("ack", ["next", "delivered"])
 def test_without_checkpoints_a_state_names_the_run_only(server, ring_name, dataset, ack):
     fill(server, ring_name, range(10))
-    first = dataset(ack=ack, batch_size=2)
+    first = dataset(ack=ack, batch_size=2, name="trainer")
     batches = iter(first)
     take(batches, 2)
     state = first.state_dict()
-    assert (state["token"], state["samples"]) == ("", 0)
+    assert (state["run"], state["token"], state["samples"]) == ("trainer", "", 0)
     with pytest.raises(ValueError, match="ack='checkpoint'"):
         first.acknowledge()
     second = dataset(ack=ack, batch_size=2)
@@ -438,6 +438,7 @@ def test_without_a_group_there_is_nothing_to_stage(server, ring_name, dataset):
     assert drain(data) == list(range(4))
 
 
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
 def test_torchdatas_loader_keeps_the_state(server, ring_name, dataset):
     stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
     fill(server, ring_name, range(20))
