@@ -121,15 +121,17 @@ class RingDataset(IterableDataset[Any]):
         self._deputies: Deputies | None = None
         self._ended = False
 
-    def loader(self, *, num_workers: int = 0, pin_memory: bool = False, **options: Any) -> "RingLoader":
+    def loader(self, *, num_workers: int = 0, pin_memory: bool = False, ahead: int = 0, **options: Any) -> "RingLoader":
         """Make the DataLoader for this dataset.
 
         Args:
             num_workers: Processes that receive and unpack; 0: threads of this process.
             pin_memory: Give batches in page-locked memory; without workers the dataset does, from now on.
+            ahead: For `state_dict`: so many batches does something between this and the training loop fetch before they
+                are trained on. Lightning: 1, without `epoch_size`; accelerate: 1.
             **options: Further arguments of DataLoader, save those that `RingDataset` takes itself.
         """
-        return RingLoader(self, num_workers=num_workers, pin_memory=pin_memory, **options)
+        return RingLoader(self, num_workers=num_workers, pin_memory=pin_memory, ahead=ahead, **options)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -313,7 +315,10 @@ class RingLoader(DataLoader[Any]):
     Made by `RingDataset.loader`.
     """
 
-    def __init__(self, dataset: RingDataset, *, num_workers: int, pin_memory: bool = False, **options: Any) -> None:
+    def __init__(
+        self, dataset: RingDataset, *, num_workers: int, pin_memory: bool = False, ahead: int = 0, **options: Any
+    ) -> None:
+        self._ahead = ahead
         for name in "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last":
             if name in options:
                 raise TypeError(f"loader() takes no {name}: RingDataset does (batch_size, collate, drop_last, ...)")
@@ -328,9 +333,9 @@ class RingLoader(DataLoader[Any]):
         read = self._with_info if num_workers else dataset
         super().__init__(read, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is, **options)
 
-    def state_dict(self, ahead: int = 0) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Stage what was trained on; see `RingDataset.state_dict`."""
-        return self._with_info.dataset.state_dict(ahead)
+        return self._with_info.dataset.state_dict(self._ahead)
 
     def acknowledge(self, state: Mapping[str, Any] | None = None) -> None:
         """Say that the checkpoint is safely written; see `RingDataset.acknowledge`."""

@@ -45,8 +45,8 @@ def trainer(dataset):
     """Give a factory of what a training loop uses; each stands for one process of the run."""
 
     def make(**options):
-        num_workers = options.pop("num_workers", 0)
-        return dataset(**{"ack": "checkpoint", "batch_size": 2} | options).loader(num_workers=num_workers)
+        how = {name: options.pop(name) for name in ("num_workers", "ahead") if name in options}
+        return dataset(**{"ack": "checkpoint", "batch_size": 2} | options).loader(**how)
 
     return make
 
@@ -111,15 +111,16 @@ def test_a_run_that_is_made_anew_is_given_what_is_not_in_its_state(server, ring_
 
 def test_batches_that_were_fetched_ahead_can_be_left_out(server, ring_name, trainer):
     fill(server, ring_name, range(20))
-    loader = trainer()
+    loader = trainer(ahead=1)
     batches = iter(loader)
     take(batches, 4)
-    assert loader.state_dict(ahead=1)["samples"] == 6
+    assert loader.state_dict()["samples"] == 6
     loader.acknowledge()
     assert pending(server, ring_name, "g")[0] == 7
+    take(batches, 1)
     assert loader.state_dict()["samples"] == 8
     with pytest.raises(ValueError, match="ahead must be"):
-        loader.state_dict(ahead=17)
+        trainer(ahead=17).state_dict()
 
 
 def test_the_numpy_reader_does_the_same(server, ring_name, reader):
