@@ -20,6 +20,27 @@ class Lease:
 
 
 @dataclass
+class Checkpoint:
+    """What a run has staged, or is done with."""
+
+    serial: int
+    token: str
+    numbers: list[int]
+    done: bool = False
+
+
+@dataclass
+class TrainingRun:
+    """A training process and its former selves."""
+
+    life: int = 0
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+
+    def find(self, token: str) -> list[Checkpoint]:
+        return [one for one in self.checkpoints if one.token == token]
+
+
+@dataclass
 class Group:
     """One group: how far it was given samples, who holds what, what may be given again."""
 
@@ -31,6 +52,8 @@ class Group:
     uses: dict[int, int] = field(default_factory=dict)
     registered: dict[str, bool] = field(default_factory=dict)  # by reader: whether it is silent
     consumers: set[str] = field(default_factory=set)
+    runs: dict[str, TrainingRun] = field(default_factory=dict)
+    evicted: set[tuple[str, int]] = field(default_factory=set)  # run and number
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
 
     @property
@@ -104,8 +127,11 @@ class Model:
         for group in self.groups.values():
             if self.first > group.reach:
                 group.count("lost")
-            if group.pending.pop(self.first, None) is not None:
+            holder = group.pending.pop(self.first, None)
+            if holder is not None:
                 group.count("evicted_pending")
+                run = holder.partition("/")[0]
+                group.evicted |= {(run, self.first)} if run in group.runs else set()
             group.uses.pop(self.first, None)
         del self.live[self.first]
         self.first += 1
@@ -332,6 +358,55 @@ class Model:
         if self.block and free > 0 and (16 * free >= len(self.live) or group.reach >= self.next - 1):
             self.waiting = None
         return acknowledged, doubled, late
+
+    # -- runs
+
+    def stage(self, name: str, run: str, token: str, numbers: list[int]) -> None:
+        serial = int(token.partition(".")[0])
+        self.groups[name].runs[run].checkpoints.append(Checkpoint(serial, token, numbers))
+
+    def finish(self, name: str, run: str, serial: float) -> tuple[int, int, int]:
+        group = self.groups[name]
+        known = group.runs[run].checkpoints
+        settled: list[int] = []
+        for one in known:
+            if not one.done and one.serial <= serial:
+                settled += one.numbers
+                one.done = True
+        for old in [one for one in known if one.done][:-16]:
+            known.remove(old)
+        group.evicted -= {(run, number) for number in settled}
+        acknowledged, doubled, _ = self.acknowledge(name, [number for number in settled if number >= self.first])
+        return acknowledged, doubled, sum(number < self.first for number in settled)
+
+    def resume(
+        self, name: str, run: str, token: str, *, go_on: bool
+    ) -> tuple[bool, bool, frozenset[int], frozenset[int]]:
+        """Go on from a checkpoint; answers gone, known, what was acknowledged later, what was evicted."""
+        group = self.groups[name]
+        mine = group.runs.setdefault(run, TrainingRun())
+        serial = int(token.partition(".")[0] or 0)
+        known = not token or bool(mine.find(token))
+        later = {n for one in mine.checkpoints if one.done and one.serial > serial for n in one.numbers}
+        settled = {n for one in mine.checkpoints if not one.done and one.serial <= serial for n in one.numbers}
+        evicted = {n for of, n in group.evicted if of == run} - (settled if known else set())
+        said = (known, frozenset(later), frozenset(evicted))
+        if not go_on and (later or evicted or not known):
+            return True, *said
+        if known:
+            self.finish(name, run, serial)
+        self.begin(name, run)
+        return False, *said
+
+    def begin(self, name: str, run: str) -> None:
+        """Begin another life of a run: what was staged is forgotten, its former readers are shut out."""
+        group = self.groups[name]
+        mine = group.runs.setdefault(run, TrainingRun())
+        mine.life += 1
+        mine.checkpoints = [one for one in mine.checkpoints if one.done]
+        group.evicted = {one for one in group.evicted if one[0] != run}
+        for reader in [reader for reader in group.registered if reader.startswith(f"{run}/")]:
+            del group.registered[reader]
 
     # -- the ring itself
 

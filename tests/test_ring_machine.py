@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -21,8 +21,10 @@ from hypothesis.stateful import (
 from model import COUNTERS, Holders, Model
 from rings import Rig
 from servers import RunningServer
+from synthbroker import ranges, runs
 from synthbroker.errors import RingEndedError, RingMismatchError, ShutOutError
 from synthbroker.replies import Answer, Incarnation
+from synthbroker.runs import Run
 from synthbroker.sharing import Shared
 from wires import sample_of
 
@@ -34,6 +36,7 @@ READERS = ("f/0", "f/1", "g/0")
 names = st.sampled_from(["a", "b"])
 groups = st.sampled_from(sorted(REUSES))
 readers = st.sampled_from(READERS)
+run_names = st.sampled_from(["f", "g"])
 sizes = st.sampled_from(SIZES)
 
 
@@ -256,6 +259,66 @@ class RingMachine(RuleBasedStateMachine):
             who = Incarnation(reader, "c1")
             assert self.rig.ring.take(who, group, 1, min_fill=1, claim_after_s=60, producers=()) is None
 
+    # -- runs
+
+    @precondition(lambda self: self.model.groups)
+    @rule(data=st.data(), name=run_names, again=seldom(3))
+    def a_run_begins(self, data: st.DataObject, name: str, again: bool) -> None:
+        group = data.draw(st.sampled_from(sorted(self.model.groups)))
+        if again or name not in self.model.groups[group].runs:
+            self.model.begin(group, name)
+            runs.shut_out(self.rig.ring, group, self._run(group, name))
+
+    def _run(self, group: str, name: str) -> Run:
+        return Run(name, f"l{self.model.groups[group].runs[name].life}", checkpoints=True)
+
+    def _draw_run(self, data: st.DataObject) -> tuple[str, str]:
+        return data.draw(st.sampled_from(self._runs()))
+
+    def _runs(self) -> list[tuple[str, str]]:
+        return [(group, run) for group in sorted(self.model.groups) for run in sorted(self.model.groups[group].runs)]
+
+    @precondition(lambda self: self._runs())
+    @rule(data=st.data(), late=seldom(5))
+    def a_run_stages(self, data: st.DataObject, late: bool) -> None:
+        group, name = self._draw_run(data)
+        known = self.model.groups[group].runs[name].checkpoints
+        held = [n for n, who in self.model.groups[group].pending.items() if who.startswith(f"{name}/")]
+        staged = {n for one in known if not one.done for n in one.numbers}
+        numbers = sorted(set(held) - staged)[: data.draw(st.integers(1, 5))]
+        run, serial = self._run(group, name), max([one.serial for one in known], default=0) + 1
+        if late:
+            with pytest.raises(ShutOutError):
+                runs.stage(self.rig.ring, group, Run(name, "l0", checkpoints=True), f"{serial}.x", [(1, 1)])
+        elif numbers:
+            token = f"{serial}.{run.life}"
+            self.model.stage(group, name, token, numbers)
+            runs.stage(self.rig.ring, group, run, token, ranges.of(numbers))
+
+    @precondition(lambda self: self._runs())
+    @rule(data=st.data())
+    def a_run_finishes(self, data: st.DataObject) -> None:
+        group, name = self._draw_run(data)
+        serials = [one.serial for one in self.model.groups[group].runs[name].checkpoints]
+        serial = data.draw(st.sampled_from([0, *serials]))
+        expected = self.model.finish(group, name, serial)
+        reply = self.rig.script("finish", self.rig.ring.epoch, group, name, self._run(group, name).life, serial)
+        assert reply == ["OK", *expected]
+
+    @precondition(lambda self: self._runs())
+    @rule(data=st.data(), go_on=st.booleans())
+    def a_run_is_killed_and_goes_on_from_a_checkpoint(self, data: st.DataObject, go_on: bool) -> None:
+        group, name = self._draw_run(data)
+        tokens = [one.token for one in self.model.groups[group].runs[name].checkpoints]
+        token = data.draw(st.sampled_from([*tokens[-2:], *tokens, "", "3.never"]))
+        heir = Run(name, f"l{self.model.groups[group].runs[name].life + 1}", checkpoints=True)
+        gone, known, later, evicted = self.model.resume(group, name, token, go_on=go_on)
+        found = runs.resume(self.rig.ring, group, heir, token, go_on=go_on)
+        assert found is not None
+        assert (found.gone, found.known) == (gone, known)
+        assert _numbers(found.later) == later
+        assert _numbers(found.evicted) == evicted
+
     # -- the ring itself
 
     @rule(data=st.data(), what=st.sampled_from(["somebody writes", "group dropped", "ends"]), really=seldom())
@@ -310,11 +373,30 @@ class RingMachine(RuleBasedStateMachine):
         assert held == group.pending
         uses = self.rig.keys.zrange(self.rig.key(f"uses:{name}"), 0, -1, withscores=True)
         assert {int(number): int(count) for number, count in uses} == group.uses
+        self._same_runs(name)
+
+    def _same_runs(self, name: str) -> None:
+        group = self.model.groups[name]
+        seen = {k.decode(): v.decode() for k, v in self.rig.keys.hgetall(self.rig.key(f"runs:{name}")).items()}
+        assert {k: v.split()[1:] for k, v in seen.items() if " " not in k} == {
+            run: [f"l{known.life}", "1"] for run, known in group.runs.items()
+        }
+        assert {k: (v[0], _numbers(ranges.parse(v[2:]))) for k, v in seen.items() if " " in k} == {
+            f"{run} {one.token}": ("d" if one.done else "s", set(one.numbers))
+            for run, known in group.runs.items()
+            for one in known.checkpoints
+        }
+        evicted = self.rig.keys.zrange(self.rig.key(f"evicted:{name}"), 0, -1)
+        assert {tuple(member.decode().split()) for member in evicted} == {(run, str(n)) for run, n in group.evicted}
 
     def teardown(self) -> None:
         self.rig.ring.drop()
         assert {key for key in self.rig.all_keys() if self.rig.keys.pttl(key) == -1} == set()
         self.rig.way.close()
+
+
+def _numbers(found: Iterable[ranges.Range]) -> set[int]:
+    return {number for first, last in found for number in range(first, last + 1)}
 
 
 def run(server: RunningServer, examples: int, steps: int, *, shrink: bool) -> None:
