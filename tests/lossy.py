@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from peers import peer
-from servers import RealServer
+from servers import RealServer, connect
 from synthbroker import line as lines
 
 
@@ -18,13 +18,14 @@ class Lossy:
     Attributes:
         url: Where clients connect to.
         lost: How many answers were lost.
+        server: Where new connections lead.
     """
 
     url: str
 
     def __init__(self, server: RealServer) -> None:
         self.lost = 0
-        self._path = str(server.socket_path)
+        self.server = server
         self._needle: bytes | None = None
         self._keep_bytes = 0
         self._lock = threading.Lock()
@@ -41,8 +42,7 @@ class Lossy:
         self._needle = (lines.script_text(needle)[1] if is_script else needle).encode()
 
     def serve(self, client: socket.socket) -> None:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.connect(self._path)
+        with connect(self.server.url) as server:
             before = bytearray()
             while self._pass_on(client, server, before):
                 pass
@@ -51,16 +51,20 @@ class Lossy:
         ready, _, _ = select.select([client, server], [], [])
         for source, target in (client, server), (server, client):
             if source in ready:
-                data = source.recv(1 << 20)
-                if not data:
+                data = source.recv(1 << 16)
+                if not data or not self._send(data, target, to_server=source is client):
                     return False
-                target.sendall(data)
                 if source is client:
                     before += data  # what is looked for may come in two pieces
                     if self._is_it(before):
                         self._hang_up(client, server)
                         return False
                     del before[:-100]
+        return True
+
+    def _send(self, data: bytes, target: socket.socket, *, to_server: bool) -> bool:
+        """Pass something on; False where the connection ends with it."""
+        target.sendall(data)
         return True
 
     def _is_it(self, data: bytearray) -> bool:
