@@ -54,6 +54,12 @@ def scene(tmp_path: Path, ring_name: str, record_property: Callable[[str, object
         record_property("row", json.dumps(dataclasses.asdict(one.row)))
 
 
+@pytest.fixture
+def storm_s() -> float:
+    """How long the longest of the tests lasts."""
+    return float(os.environ.get("FAULTS_STORM_S", "60"))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     rows = [
         Row(**json.loads(value))

@@ -26,6 +26,7 @@ WHOLE, MIXED, CORRUPT = "whole", "mixed", "corrupt"
 # Numbers in `x`, and how often: in their entries, in parts that they share, in a part of their own, in several parts.
 SIZES = {
     "mixed": ((16, 700, 50), (1_000, 12_000, 30), (13_000, 80_000, 17), (260_000, 640_000, 3)),
+    "tiny": ((16, 600, 1),),
     "small": ((16, 700, 60), (1_000, 8_000, 40)),
     "big": ((150_000, 640_000, 1),),
 }
@@ -102,6 +103,7 @@ class Account:
         trained: What training loops were given, in the order of each diary.
         ended: Readers that came to the end of the ring.
         errors: What processes died of, as "who: type: message".
+        survived: What they went on after.
     """
 
     made: set[Id] = field(default_factory=set)
@@ -110,6 +112,7 @@ class Account:
     trained: list[Trained] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)
     errors: list[str] = field(default_factory=list)
+    survived: list[str] = field(default_factory=list)
     _read_to: dict[str, int] = field(default_factory=dict)
     _flushed: dict[tuple[int, int], int] = field(default_factory=dict)
 
@@ -124,15 +127,10 @@ class Account:
         return self.committed - self.delivered.keys()
 
     @property
-    def doubled(self) -> list[Trained]:
-        """Those that came again, save what a dead reader had before (its `uses` is 0)."""
-        seen: set[Id] = set()
-        again = []
-        for item in sorted(self.trained, key=lambda item: item.at_ns):
-            if item.one in seen and item.uses:
-                again.append(item)
-            seen.add(item.one)
-        return again
+    def doubled(self) -> Counter[Id]:
+        """How often samples came again, save that they were claimed: given again because a reader seemed dead."""
+        claimed = Counter(item.one for item in self.trained if item.uses == 0)
+        return self.delivered - claimed - Counter(self.delivered.keys())
 
     @property
     def damaged(self) -> list[Trained]:
@@ -167,5 +165,7 @@ class Account:
             self.stats.append(json.loads(rest))
         elif word == "ended":
             self.ended.add(who)
+        elif word == "survived":
+            self.survived.append(rest)
         elif word == "error":
             self.errors.append(f"{who}: {rest}")

@@ -84,26 +84,39 @@ def train(
     workers: int = 0,
     torch: bool = False,
     step_s: float = 0.0,
+    persist: bool = False,
     patience: Mapping[str, float] = {},
     **options: Any,
 ) -> None:
-    """Train until the ring has ended; write down each sample before the next batch is asked for."""
+    """Train until the ring has ended; write down each sample before the next batch is asked for.
+
+    Where it is to `persist`, it goes on with new workers when one of them died.
+    """
     diary = _begin(folder, f"{name}-{life}", patience)
     stop = _stop_on(signal.SIGTERM)
-    batches: Iterable[Any]
-    if workers or torch:
-        batches = sb.RingDataset(url, ring=ring_name, **options).loader(num_workers=workers)
-    else:
-        batches = sb.Consumer(url, ring=ring_name, **options)
     try:
-        for batch in batches:
-            _note(diary, batch)
-            if stop.wait(step_s) if step_s else stop.is_set():
+        while True:
+            try:
+                for batch in _batches(url, ring_name, workers=workers, torch=torch, **options):
+                    _note(diary, batch)
+                    if stop.wait(step_s) if step_s else stop.is_set():
+                        return
+            except RuntimeError as error:  # how DataLoader says that a worker died
+                if not persist:
+                    raise
+                diary.write("survived", f"{error}".replace("\n", " "))
+            else:
+                diary.write("ended", "")
                 return
-        diary.write("ended", "")
     except Exception as error:
         diary.write("error", f"{type(error).__name__}: {error}".replace("\n", " "))
         raise
+
+
+def _batches(url: str, ring_name: str, *, workers: int, torch: bool, **options: Any) -> Iterable[Any]:
+    if not (workers or torch):
+        return sb.Consumer(url, ring=ring_name, **options)
+    return sb.RingDataset(url, ring=ring_name, **options).loader(num_workers=workers)
 
 
 def _note(diary: Diary, batch: Any) -> None:

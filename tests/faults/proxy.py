@@ -78,6 +78,7 @@ class Proxy(Lossy):
             left = self._left.get(direction)
             if left is not None and left < len(data):
                 del self._left[direction]
+                self.on_loss()
                 self.cuts += 1
             elif left is not None:
                 self._left[direction], left = left - len(data), None
