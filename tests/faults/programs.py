@@ -113,10 +113,14 @@ def train(
         raise
 
 
-def _batches(url: str, ring_name: str, *, workers: int, torch: bool, **options: Any) -> Iterable[Any]:
+def _batches(
+    url: str, ring_name: str, *, workers: int, torch: bool, context: str = "fork", **options: Any
+) -> Iterable[Any]:
     if not (workers or torch):
         return sb.Consumer(url, ring=ring_name, **options)
-    return sb.RingDataset(url, ring=ring_name, **options).loader(num_workers=workers)
+    return sb.RingDataset(url, ring=ring_name, **options).loader(
+        num_workers=workers, multiprocessing_context=context if workers else None
+    )
 
 
 def _note(diary: Diary, batch: Any) -> None:
