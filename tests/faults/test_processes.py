@@ -190,14 +190,14 @@ def test_a_reader_stopped_past_its_claim_time(own_server: OwnServer, scene: Make
     populate(it, trainers=2)
     for _ in range(2):
         with it.fault():
-            it.trainers[0].signal(signal.SIGSTOP)
+            it.trainers[0].pause()
             before = monitor.status(it.ring, url=server.url).groups[GROUP].redelivered
             eventually(
                 lambda b=before: monitor.status(it.ring, url=server.url).groups[GROUP].redelivered > b,
                 "what it held is claimed",
             )
             it.trained()
-            it.trainers[0].signal(signal.SIGCONT)
+            it.trainers[0].resume()
     it.finish()
     account = it.account
     assert not account.lost
