@@ -175,6 +175,17 @@ class Connection:
                     log.warning("%s is back after %.1f s", self.where, time.monotonic() - gone_since)
                 return result
 
+    def keep_telling(self, tell: Callable[[bool], T], reconnect_s: float, stop: Event) -> T:
+        """As `keep_trying`, of something that is told whether it was tried before."""
+        before = False
+
+        def attempt() -> T:
+            nonlocal before
+            again, before = before, True
+            return tell(again)
+
+        return self.keep_trying(attempt, reconnect_s, stop)
+
     def _open(self) -> redis.ConnectionPool:
         with self._lock:
             if self._pool is None:

@@ -106,7 +106,9 @@ class Deputies:
         ring, group, numbers = Ring(self._connection, info.ring), info.group, info.unacknowledged
         ring.epoch = info.epoch
         with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
-            self._connection.keep_trying(lambda: ring.acknowledge(group, numbers), self._options.reconnect_s, Event())
+            self._connection.keep_telling(
+                lambda again: ring.acknowledge(group, numbers, again=again), self._options.reconnect_s, Event()
+            )
 
     def _beat(self) -> None:
         ring, group = Ring(self._connection, self._options.ring), self._options.group

@@ -330,9 +330,9 @@ class Ring:
         pending = self.connection.call("XPENDING", self._key("samples"), group, "-", "+", most, who)
         return [(replies.number_of(entry), int(times)) for entry, _, _, times in pending]
 
-    def acknowledge(self, group: str, numbers: Sequence[int]) -> None:
-        """Say that a group is done with samples."""
-        self._script("ack", group, *numbers)
+    def acknowledge(self, group: str, numbers: Sequence[int], *, again: bool = False) -> None:
+        """Say that a group is done with samples; `again`, where this was said and the answer was lost."""
+        self._script("ack", group, int(again), *numbers)
 
     def wait_for_sample(self, after_id: str) -> None:
         """Block until there is an entry behind `after_id`, at most a second."""

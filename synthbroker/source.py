@@ -22,7 +22,7 @@ from synthbroker.options import ReadOptions
 from synthbroker.replies import Given, Incarnation, Meta, Taken
 from synthbroker.ring import Ring
 from synthbroker.runs import Run
-from synthbroker.waiting import Waiting, wait_for_ring
+from synthbroker.waiting import Waiting, end_orphan, wait_for_ring
 
 log = logging.getLogger("synthbroker")
 
@@ -191,11 +191,16 @@ class GroupSource:
         if numbers and epoch == self._ring.epoch:
             with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
                 try:
-                    self._keep_trying(lambda: self._ring.acknowledge(self._group, numbers))
+                    self._ring.connection.keep_telling(
+                        lambda again: self._ring.acknowledge(self._group, numbers, again=again),
+                        self._options.reconnect_s,
+                        self._stop,
+                    )
                 except ServerGoneError:
                     if not self._stop.is_set():
                         raise
-                    self._ring.acknowledge(self._group, numbers)  # closing took the connection from under it
+                    # Closing took the connection from under it.
+                    self._ring.acknowledge(self._group, numbers, again=True)
             self._claimed.difference_update(numbers)
 
     def holds(self, numbers: Collection[int]) -> bool:
@@ -364,6 +369,7 @@ class GroupSource:
         return True
 
     def _beat(self) -> None:
+        end_orphan()
         self._ring.beat("consumer", f"{self._group} {self._who}", self._about())
 
     def _about(self) -> dict[str, Any]:

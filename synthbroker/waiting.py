@@ -2,6 +2,8 @@
 
 import logging
 import multiprocessing
+import os
+import signal
 import time
 from threading import Event
 
@@ -51,6 +53,15 @@ def wait_for_ring(ring: Ring, options: ReadOptions, stop: Event) -> Meta | None:
         waiting.check(why)
         ring.connection.keep_trying(lambda: ring.wait_for_sample("0-0"), options.reconnect_s, stop)
     return None
+
+
+def end_orphan() -> None:
+    """End a worker whose training process was killed: else its heartbeat would keep its samples from all others.
+
+    DataLoader's own look at the parent does not see it where a third process starts the workers ("forkserver").
+    """
+    if _is_orphan():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _is_orphan() -> bool:

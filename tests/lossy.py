@@ -4,11 +4,11 @@ import secrets
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from peers import peer
-from servers import RealServer
+from servers import RealServer, connect
 from synthbroker import line as lines
 
 
@@ -18,31 +18,36 @@ class Lossy:
     Attributes:
         url: Where clients connect to.
         lost: How many answers were lost.
+        server: Where new connections lead.
+        on_loss: Called when an answer, or a request, is about to be lost.
     """
 
     url: str
 
     def __init__(self, server: RealServer) -> None:
         self.lost = 0
-        self._path = str(server.socket_path)
+        self.server = server
+        self.on_loss: Callable[[], None] = lambda: None
         self._needle: bytes | None = None
         self._keep_bytes = 0
+        self._carried_out = True
         self._lock = threading.Lock()
 
-    def lose_answer_to(self, needle: str, *, keep_bytes: int = 0) -> None:
+    def lose_answer_to(self, needle: str, *, keep_bytes: int = 0, carried_out: bool = True) -> None:
         """Hang up instead of answering the next request that has `needle` in it, when the server has carried it out.
 
         Args:
             needle: What is looked for: the name of a script, or a word of a command.
             keep_bytes: So much of the answers still comes through.
+            carried_out: False: hang up before the server has all of the request.
         """
+        self._carried_out = carried_out
         is_script = needle.islower()
         self._keep_bytes = keep_bytes
         self._needle = (lines.script_text(needle)[1] if is_script else needle).encode()
 
     def serve(self, client: socket.socket) -> None:
-        with socket.socket(socket.AF_UNIX) as server:
-            server.connect(self._path)
+        with connect(self.server.url) as server:
             before = bytearray()
             while self._pass_on(client, server, before):
                 pass
@@ -51,16 +56,24 @@ class Lossy:
         ready, _, _ = select.select([client, server], [], [])
         for source, target in (client, server), (server, client):
             if source in ready:
-                data = source.recv(1 << 20)
-                if not data:
+                data = source.recv(1 << 16)
+                if source is client and not self._carried_out and self._is_it(before + data):
+                    self.on_loss()
+                    self.lost += 1
                     return False
-                target.sendall(data)
+                if not data or not self._send(data, target, to_server=source is client):
+                    return False
                 if source is client:
                     before += data  # what is looked for may come in two pieces
                     if self._is_it(before):
                         self._hang_up(client, server)
                         return False
                     del before[:-100]
+        return True
+
+    def _send(self, data: bytes, target: socket.socket, *, to_server: bool) -> bool:
+        """Pass something on; False where the connection ends with it."""
+        target.sendall(data)
         return True
 
     def _is_it(self, data: bytearray) -> bool:
@@ -79,6 +92,7 @@ class Lossy:
         answers = b""
         while mark not in answers and (more := server.recv(1 << 20)):
             answers += more
+        self.on_loss()
         client.sendall(answers.partition(b"$16\r\n" + mark)[0][: self._keep_bytes])
         self.lost += 1
 

@@ -342,16 +342,16 @@ class Model:
             return False
         return bool(group.pending) and min(group.pending) <= self.first
 
-    def acknowledge(self, name: str, numbers: Sequence[int]) -> tuple[int, int, int]:
+    def acknowledge(self, name: str, numbers: Sequence[int], *, again: bool = False) -> tuple[int, int, int]:
         group = self.groups[name]
         acknowledged = doubled = late = 0
         for number in numbers:
             if group.pending.pop(number, None) is not None:
                 acknowledged += 1
-            elif number < self.first:
+            elif number < self.first and not self.block:
                 late += 1
             else:
-                doubled += 1
+                doubled += not again
         group.count("acknowledged", acknowledged)
         group.count("doubled", doubled)
         free = self.floor()[0] - self.first

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -98,6 +98,16 @@ def _binary(label: str, path: Path | None) -> Binary:
     match = re.search(r"v=(\d+)\.(\d+)\.(\d+)", text)
     assert match is not None, f"{path} --version says {text!r}"
     return Binary(label, path, tuple(int(part) for part in match.groups()))
+
+
+def connect(url: str) -> socket.socket:
+    """Open a bare connection to a server's URL."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        bare = socket.socket(socket.AF_UNIX)
+        bare.connect(parts.path)
+        return bare
+    return socket.create_connection((parts.hostname or "", parts.port or 0))
 
 
 class RunningServer:

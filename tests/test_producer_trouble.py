@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import psutil
 import pytest
-import redis
 
 import synthbroker as sb
 from lossy import lossy
@@ -19,6 +18,7 @@ from tools import (
     check_ledger,
     drain,
     fill,
+    fill_up,
     key,
     lasting_parts,
     meta,
@@ -218,19 +218,6 @@ def test_keys_of_something_else_are_told_at_once(server, ring_name):
 
 
 # -- the server is out of memory
-
-
-def fill_up(server: RealServer) -> list[str]:
-    """Take all memory that is left, by other keys than the ring's."""
-    ballast: list[str] = []
-    for size in (MB, 100_000, 10_000):
-        try:
-            while True:
-                server.client().set(f"ballast:{len(ballast)}", b"x" * size)
-                ballast.append(f"ballast:{len(ballast)}")
-        except redis.exceptions.OutOfMemoryError:
-            continue
-    return ballast
 
 
 def test_without_server_memory_block_waits_and_goes_on(own_server: OwnServer, ring_name):

@@ -16,7 +16,7 @@ SCRIPTS: list[tuple[str, list[Any]]] = [
     ("room", ["p", "w1", 100, 1, 60, 0]),
     ("commit", ["p", "w1", 1, 100, 8, 8, "-", 0, "x:u8[8]", b"head", b"12345678"]),
     ("take", ["train", "f/0:c1", 1, 1, 30, 7]),
-    ("ack", ["train", 1]),
+    ("ack", ["train", 0, 1]),
     ("join", ["producer", "p", "w1", "{}", 0]),
     ("join", ["consumer", "f/0", "c1", "{}", "train", "1"]),
     ("leave", ["producer", "p", "{}", "w1", 1]),

@@ -215,16 +215,16 @@ class RingMachine(RuleBasedStateMachine):
         self._acknowledge(group, before)
 
     @precondition(lambda self: self.model.groups)
-    @rule(data=st.data(), strays=st.lists(st.integers(1, 40), max_size=2))
-    def acknowledge(self, data: st.DataObject, strays: list[int]) -> None:
+    @rule(data=st.data(), strays=st.lists(st.integers(1, 40), max_size=2), again=st.booleans())
+    def acknowledge(self, data: st.DataObject, strays: list[int], again: bool) -> None:
         group = data.draw(st.sampled_from(sorted(self.model.groups)))
         held = sorted(self.model.groups[group].pending)
         left = data.draw(st.integers(0, len(held)))
-        self._acknowledge(group, [*held[left // 2 : len(held) - (left + 1) // 2], *strays])
+        self._acknowledge(group, [*held[left // 2 : len(held) - (left + 1) // 2], *strays], again=again)
 
-    def _acknowledge(self, group: str, numbers: list[int]) -> None:
-        expected = self.model.acknowledge(group, numbers)
-        assert self.rig.script("ack", self.rig.ring.epoch, group, *numbers) == ["OK", *expected]
+    def _acknowledge(self, group: str, numbers: list[int], *, again: bool = False) -> None:
+        expected = self.model.acknowledge(group, numbers, again=again)
+        assert self.rig.script("ack", self.rig.ring.epoch, group, int(again), *numbers) == ["OK", *expected]
 
     @rule(group=groups, reader=readers, what=st.sampled_from(["joins", "joins", "differs", "beats"]))
     def something_happens_to_a_reader(self, group: str, reader: str, what: str) -> None:

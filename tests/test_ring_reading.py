@@ -213,13 +213,32 @@ def test_an_acknowledgement_counts_once(rig: Rig) -> None:
     who, reader = rig.producer(), rig.reader()
     rig.put(who, *range(1, 6))
     rig.numbers(reader)
-    assert rig.script("ack", rig.ring.epoch, "train", 3, 4) == ["OK", 2, 0, 0]
-    assert rig.script("ack", rig.ring.epoch, "train", 4, 5) == ["OK", 1, 1, 0]
+    assert rig.script("ack", rig.ring.epoch, "train", 0, 3, 4) == ["OK", 2, 0, 0]
+    assert rig.script("ack", rig.ring.epoch, "train", 0, 4, 5) == ["OK", 1, 1, 0]
     rig.put(who, 6, 7)
-    assert rig.script("ack", rig.ring.epoch, "train", 1, 2) == ["OK", 0, 0, 2]
-    assert rig.script("ack", rig.ring.epoch, "none", 1) == ["NOGROUP"]
+    assert rig.script("ack", rig.ring.epoch, "train", 0, 1, 2) == ["OK", 0, 0, 2]
+    assert rig.script("ack", rig.ring.epoch, "none", 0, 1) == ["NOGROUP"]
     group = rig.balance().groups["train"]
     assert (group["acknowledged"], group["doubled"], group["evicted_pending"]) == (3, 1, 2)
+
+
+def test_a_double_is_counted_also_when_its_sample_has_left_a_ring_that_blocks(rig: Rig) -> None:
+    rig.open("block", max_samples=2)
+    who, reader = rig.producer(), rig.reader()
+    rig.put(who, 1, 2)
+    rig.ring.acknowledge("train", rig.numbers(reader))
+    rig.put(who, 3, 4)
+    assert rig.snapshot().live[0] == 3
+    assert rig.script("ack", rig.ring.epoch, "train", 0, 1, 2) == ["OK", 0, 2, 0]
+    assert rig.balance().groups["train"]["doubled"] == 2
+
+
+def test_an_acknowledgement_said_again_for_want_of_an_answer_doubles_nothing(rig: Rig) -> None:
+    rig.open()
+    rig.put(rig.producer(), 1, 2, 3)
+    rig.ring.acknowledge("train", rig.numbers(rig.reader(), 2))
+    assert rig.script("ack", rig.ring.epoch, "train", 1, 1, 2) == ["OK", 0, 0, 0]
+    assert rig.balance().groups["train"]["doubled"] == 0
 
 
 # -- choosing

@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import redis
 
 import synthbroker as sb
 from servers import RunningServer, eventually
@@ -119,6 +120,19 @@ def check_ledger(server: RunningServer, ring: str, *groups: str) -> None:
         assert following - 1 - found["since"] == found["delivered"] + unread + found["lost"], (found, info)
         held = len(pending(server, ring, group))
         assert found["delivered"] == found["acknowledged"] + held + found["evicted_pending"], (found, held)
+
+
+def fill_up(server: RunningServer) -> list[str]:
+    """Take all memory that is left, by other keys than the ring's."""
+    ballast: list[str] = []
+    for size in (1_000_000, 100_000, 10_000):
+        try:
+            while True:
+                server.client().set(f"ballast:{len(ballast)}", b"x" * size)
+                ballast.append(f"ballast:{len(ballast)}")
+        except redis.exceptions.OutOfMemoryError:
+            continue
+    return ballast
 
 
 # -- samples that no honest producer sends

@@ -1,8 +1,9 @@
 -- A group is done with samples.
 --
--- ARGV  2 group  3... numbers
+-- ARGV  2 group  3 1: said before, and the answer was lost; 0  4... numbers
 -- Reply OK acknowledged doubled late | NOGROUP | NORING
---       doubled: was acknowledged before, so a sample was trained on twice; late: it was evicted meanwhile, and counted then
+--       doubled: was acknowledged before, so a sample was trained on twice, unless it is only said again; late: it was
+--       evicted meanwhile, and counted then (a `block` ring evicts only what was acknowledged)
 -- In a `block` ring this may make room; waiting producers are told.
 
 local ring = load_ring()
@@ -11,9 +12,9 @@ local group = load_group(ring, ARGV[2])
 if not group then return {'NOGROUP'} end
 
 local ids, late = {}, 0
-for i = 3, #ARGV do
+for i = 4, #ARGV do
   ids[#ids + 1] = ARGV[i] .. '-0'
-  if tonumber(ARGV[i]) < ring.first then late = late + 1 end  -- evicting acknowledged them
+  if not ring.block and tonumber(ARGV[i]) < ring.first then late = late + 1 end  -- evicting acknowledged them
 end
-local acknowledged, doubled = acknowledge(ring, group, ids, late)
+local acknowledged, doubled = acknowledge(ring, group, ids, late, ARGV[3] == '1')
 return {'OK', acknowledged, doubled, late}

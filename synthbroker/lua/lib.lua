@@ -272,14 +272,14 @@ end
 local FEWEST_SHARE = 16  -- the part of a full ring that is given back at a time
 
 -- A group is done with samples. Returns how many were pending and how many had been acknowledged before: a sample was
--- trained on twice. In a `block` ring this may make room; waiting producers are told.
-local function acknowledge(ring, group, ids, late)
+-- trained on twice, unless it is only said `again`. In a `block` ring this may make room; waiting producers are told.
+local function acknowledge(ring, group, ids, late, again)
   local acknowledged = 0
   for start = 1, #ids, KEYS_AT_ONCE do
     local stop = math.min(start + KEYS_AT_ONCE - 1, #ids)
     acknowledged = acknowledged + redis.call('xack', samples_key, group.name, unpack(ids, start, stop))
   end
-  local doubled = #ids - acknowledged - late
+  local doubled = again and 0 or #ids - acknowledged - late
   allow_bookkeeping()
   redis.call('hincrby', group_key(group.name), 'acknowledged', acknowledged)
   if doubled > 0 then redis.call('hincrby', group_key(group.name), 'doubled', doubled) end
