@@ -250,6 +250,10 @@ class Assembly:
         """Numbers of the samples that the group waits for."""
         return [placed.given.number for placed in self.placed if placed.given.uses < 2]
 
+    def move_to(self, plan: Plan) -> None:
+        """Go on in another epoch of the ring, where all that is placed is still known."""
+        self._plan, self.epoch = plan, plan.epoch
+
     def add(self, given: Given, entry: wire.Entry, now_s: float, get: Get) -> int:
         """Receive one sample, given at `now_s` by the server's clock, into the next place; returns its bytes.
 

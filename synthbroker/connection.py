@@ -36,6 +36,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 5.0
 _OLDEST_VERSION = (6, 2)
+_RUN_ID = re.compile(rb"run_id:(\w+)")
 
 # What an error reply begins with, or says: which of our errors it is. The first that fits counts.
 _REPLIES: tuple[tuple[str, type[ServerError], str], ...] = (
@@ -77,6 +78,7 @@ class Connection:
         self._pool: redis.ConnectionPool | None = None
         self._lock = Lock()
         self._mine = local()  # each thread keeps the line it used last
+        self.greet: Callable[[Line], None] | None = None  # what is said first on each new line
         self.where = endpoint.redact(url) if url else "the server"
 
     def call(self, *command: Any) -> Any:
@@ -118,7 +120,17 @@ class Connection:
         if line is not None and line.pool is not pool:
             line.drop()
             line = None
-        return line or Line(pool.get_connection(), self.where, pool)
+        return line or self._new_line(pool)
+
+    def _new_line(self, pool: redis.ConnectionPool) -> Line:
+        line = Line(pool.get_connection(), self.where, pool)
+        try:
+            if self.greet is not None:
+                self.greet(line)
+        except BaseException:
+            line.drop()
+            raise
+        return line
 
     def give_back(self, line: Line) -> None:
         """Keep a line, on which nothing is under way, for this thread."""
@@ -220,6 +232,19 @@ def translate(error: redis.RedisError, where: str) -> ServerError:
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return ServerGoneError(f"{where} does not answer: {text}")
     return ServerRefusedError(f"{where} answers: {text}")
+
+
+def run_id(line: Line) -> str:
+    """Ask which server process this is: another one after each start. Empty where it does not say."""
+    line.send(("INFO", "server"))
+    try:
+        text = line.reply()
+    except redis.ResponseError as error:
+        if translate(error, "").__class__ is not ServerRefusedError:
+            raise
+        return ""
+    found = _RUN_ID.search(text if isinstance(text, bytes) else b"")
+    return found[1].decode() if found else ""
 
 
 def _with_code(error: redis.RedisError, text: str) -> str:

@@ -8,6 +8,7 @@ from multiprocessing.util import Finalize
 from threading import Event
 from typing import Any
 
+from synthbroker import losses
 from synthbroker import ring as rings
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
@@ -35,6 +36,9 @@ class Deputies:
     def __init__(self, options: ReadOptions, progress: Progress) -> None:
         self._options, self._progress = options, progress
         self._connection = Connection(options.url)
+        self._ring = Ring(self._connection, options.ring)
+        self._memory = losses.Memory()
+        losses.watch(self._ring)
         self._words: list[str] = []  # of those that have not said goodbye
         self._trained_on: BatchInfo | None = None
         self._batches = 0
@@ -103,19 +107,29 @@ class Deputies:
         info, self._trained_on = self._trained_on, None
         if self._options.ack == "checkpoint" or info is None or info.group is None or not info.unacknowledged:
             return
-        ring, group, numbers = Ring(self._connection, info.ring), info.group, info.unacknowledged
-        ring.epoch = info.epoch
+        ring, group, numbers = self._ring, info.group, info.unacknowledged
+        self._memory.note_done(numbers)
         with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
             self._connection.keep_telling(
-                lambda again: ring.acknowledge(group, numbers, again=again), self._options.reconnect_s, Event()
+                lambda again: ring.acknowledge(group, numbers, info.epoch, again=again),
+                self._options.reconnect_s,
+                Event(),
             )
 
     def _beat(self) -> None:
-        ring, group = Ring(self._connection, self._options.ring), self._options.group
+        ring, group = self._ring, self._options.group
         if group is not None:
-            ring.read_meta()
+            former, meta = ring.epoch, ring.read_meta()
+            if former and former != meta.epoch:
+                self._settle(group, former, meta.bound(former))
             for who in _known(ring, group, self._words):
                 ring.beat("consumer", f"{group} {who}", None)
+
+    def _settle(self, group: str, former: str, bound: int) -> None:
+        """Tell a server that may have lost something what was trained on."""
+        if bound:
+            self._memory.settle(self._ring, group, None, former)
+        self._memory.forget_from(bound)
 
     def _report(self) -> str:
         return f"ring {self._options.ring} group {self._options.group}: {self._batches} batches came from workers"

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from synthbroker import cast as casts
-from synthbroker import options, schema, settings, tensors, texts, units
+from synthbroker import losses, options, schema, settings, tensors, texts, units
 from synthbroker import ring as rings
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
@@ -245,14 +245,12 @@ class Producer:
         except BaseException:
             self._sender = None
             raise
-        self._heart = Heart(
-            lambda: self._ring.beat("producer", self.name, self._about(), sender.who.word), self._report, rings.BEAT_S
-        )
+        self._heart = Heart(sender.beat, self._report, rings.BEAT_S)
         self._heart.start()
         atexit.register(self._at_exit)
         return sender
 
-    def _open(self) -> None:
+    def _open(self) -> Meta:
         """Make the ring or check it; also called when the server lost it."""
         memory = rings.server_memory(self._connection)
         limit = memory.limit_bytes if memory else 0
@@ -271,6 +269,8 @@ class Producer:
             if self._known is None:
                 raise
             self._take_over(open_ring(self._settings))  # somebody has made the ring anew, otherwise than it was
+        losses.arrive(self._ring)  # one that was just made knows its server now
+        return self._meta
 
     def _take_over(self, meta: Meta) -> None:
         self._meta = meta
@@ -320,7 +320,7 @@ class Producer:
         if left:
             log.warning("ring %s: %d samples of producer %s were not sent", self._ring.name, left, self.name)
         try:
-            self._ring.leave_producer(sender.who, self._about(), closed=done)
+            sender.say_goodbye(closed=done)
         except SynthbrokerError as error:
             log.warning("ring %s: producer %s could not say goodbye: %s", self._ring.name, self.name, error)
         self._connection.close()
@@ -354,6 +354,7 @@ class Producer:
             "bytes_per_s": round((sent.payload_bytes - before.payload_bytes) / passed_s),
             "blocked_share": round(min((sent.blocked_s - before.blocked_s) / passed_s, 1.0), 3),
             "quarantined": sent.quarantined,
+            "lost_by_server": sent.lost_by_server,
         }
 
     def _report(self) -> str:
@@ -362,5 +363,6 @@ class Producer:
         return (
             f"ring {self._ring.name} producer {self.name}{of}: {sent['samples']} samples, "
             f"{sent['samples_per_s']:.1f}/s, {units.format_size(sent['bytes_per_s'])}/s, "
-            f"blocked {sent['blocked_share']:.0%}, quarantined {sent['quarantined']}"
+            f"blocked {sent['blocked_share']:.0%}, quarantined {sent['quarantined']}, "
+            f"lost by the server {sent['lost_by_server']}"
         )

@@ -191,7 +191,7 @@ class Reader:
     def _make(self, size: int) -> bool:
         """Make one batch; False at the end."""
         assembly = Assembly(self._planned(), size)
-        found = Found(())
+        found, cut = Found(()), False
         while assembly.missing and not found.ended and not found.stuck:
             if not self._in_hand:
                 self.flush()
@@ -203,15 +203,29 @@ class Reader:
             if not self._in_hand:
                 self._take_in_hand(found.samples)
             if assembly.epoch != self._ring.epoch:
-                if assembly.placed:
-                    log.warning("ring %s was made anew: %d samples are lost", self._ring.name, len(assembly.placed))
-                assembly = Assembly(self._planned(), size)
+                cut = not self._carry_over(assembly)
+                if cut:
+                    break
             self._receive(assembly)
         if found.stuck:
             log.warning("ring %s is full and waits for an incomplete batch: giving it out", self._ring.name)
         if assembly.placed:
-            self._offer(assembly, full=found.stuck or not assembly.missing)
+            self._offer(assembly, full=found.stuck or cut or not assembly.missing)
         return not found.ended
+
+    def _carry_over(self, assembly: Assembly) -> bool:
+        """Go on with a batch in the ring's new epoch; False where a server forgot some of its samples, or all."""
+        bound = self.source.meta.bound(assembly.epoch)
+        carried = all(placed.given.number < bound for placed in assembly.placed)
+        if carried:
+            assembly.move_to(self._planned())
+        else:
+            log.warning(
+                "ring %s: the server lost samples of an incomplete batch: giving out the %d that came",
+                self._ring.name,
+                len(assembly.placed),
+            )
+        return carried
 
     def _planned(self) -> Plan:
         if self._plan is None or self._plan.epoch != self.source.meta.epoch:

@@ -73,6 +73,15 @@ class Meta:
         """How many samples are in the ring."""
         return self.next - self.first
 
+    def bound(self, former: str) -> int:
+        """Give the first number that does not mean the same sample any more as in a former epoch; 0: none does."""
+        if former == self.epoch:
+            return self.next
+        lines = [line.rpartition(":") for line in self.raw.get("epochs", "").split()]
+        known = [epoch for epoch, _, _ in lines]
+        since = known.index(former) if former in known else len(lines)
+        return min((int(first) for _, _, first in lines[since:]), default=0)
+
     @property
     def settings(self) -> Settings:
         """What it would have to be asked for to be made again; groups are not among it."""
@@ -114,6 +123,7 @@ class Answer:
         capacity_bytes: Its capacity.
         detail: What else the server said.
         granted: For how many samples there is room.
+        newest: Number of the newest sample in the ring (commit).
     """
 
     word: str
@@ -124,6 +134,7 @@ class Answer:
     capacity_bytes: int = 0
     detail: str = ""
     granted: int = 0
+    newest: int = 0
 
 
 class Given(NamedTuple):
@@ -158,8 +169,8 @@ class Taken:
 def full(reply: Reply, at: int) -> Answer:
     """Read a FULL, whose four last items are the same for `room` and `commit`."""
     holder, room_id, live, capacity = (item.decode() for item in reply[at : at + 4])
-    last = int(reply[1]) if at == 3 else 0
-    return Answer("FULL", last, holder, room_id, int(live), int(capacity))
+    last, newest = (int(reply[1]), int(reply[2])) if at == 3 else (0, 0)
+    return Answer("FULL", last, holder, room_id, int(live), int(capacity), newest=newest)
 
 
 def pairs(reply: Reply) -> dict[str, str]:

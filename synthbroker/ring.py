@@ -10,6 +10,7 @@ Keys, all with the ring's name as hash tag, so that a ring is one slot of a Redi
 | `sb:{ring}:index` | list | for each live sample: cost in bytes, uid, parts; so that evicting reads no payload |
 | `sb:{ring}:group:<g>`, `:uses:<g>` | hash, sorted set | a group's counters; how often it used what it may reuse |
 | `sb:{ring}:runs:<g>`, `:evicted:<g>` | hash, sorted set | training runs' checkpoints (`lua/runs.lua`); their losses |
+| `sb:{ring}:unsettled:<g>` | hash | while a server that lost something is told what its readers know (`losses`) |
 | `sb:{ring}:producers`, `:consumers` | sorted sets | who, by last heartbeat; details in the hashes `…:about` |
 | `sb:{ring}:seqs`, `:leases` | hashes | for each producer: incarnation and last sequence number; its lease on room |
 | `sb:{ring}:room` | stream | a line when room was made or the ring ended; waiting producers block on it |
@@ -243,7 +244,7 @@ class Ring:
             raise ServerFullError(f"{self.connection.where} is out of memory")
         if word == "ERROR":
             raise ServerRefusedError(f"{self.connection.where} answers: {reply[3].decode()}")
-        return replies.full(reply, 3) if word == "FULL" else Answer(word, last=taken)
+        return replies.full(reply, 3) if word == "FULL" else Answer(word, last=taken, newest=int(reply[2]))
 
     def wait_for_room(self, room_id: str) -> None:
         """Block until somebody makes room after `room_id`, at most a second."""
@@ -330,9 +331,17 @@ class Ring:
         pending = self.connection.call("XPENDING", self._key("samples"), group, "-", "+", most, who)
         return [(replies.number_of(entry), int(times)) for entry, _, _, times in pending]
 
-    def acknowledge(self, group: str, numbers: Sequence[int], *, again: bool = False) -> None:
-        """Say that a group is done with samples; `again`, where this was said and the answer was lost."""
-        self._script("ack", group, int(again), *numbers)
+    def acknowledge(self, group: str, numbers: Sequence[int], epoch: str = "", *, again: bool = False) -> None:
+        """Say that a group is done with samples.
+
+        Args:
+            group: The group.
+            numbers: The samples'.
+            epoch: The one that they were given in, if it may be a former one by now.
+            again: This was said before, and the answer was lost.
+        """
+        told = (epoch or self.epoch, group, int(again))
+        self._checked(self.connection.script("ack", self._key("meta"), *told, *numbers))
 
     def wait_for_sample(self, after_id: str) -> None:
         """Block until there is an entry behind `after_id`, at most a second."""

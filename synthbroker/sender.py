@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from threading import Condition, Event, Thread
 from typing import Any
 
-from synthbroker import sharing, units
+from synthbroker import losses, sharing, units
 from synthbroker.errors import (
     RingFullError,
     RingMissingError,
     ServerFullError,
+    ServerRefusedError,
     SynthbrokerError,
 )
 from synthbroker.packing import Outgoing
-from synthbroker.replies import Answer, Incarnation
+from synthbroker.replies import Answer, Incarnation, Meta
 from synthbroker.ring import Ring
 from synthbroker.sharing import Shared
 from synthbroker.wire import Encoded
@@ -43,7 +44,10 @@ class ProducerStats:
         raw_bytes: Their size as tensors.
         blocked_s: Seconds spent waiting for room in the ring.
         quarantined: Samples that were not finite where the ring wants them to be.
-        rejoined: How often the server had lost the ring.
+        rejoined: How often the server had lost the ring, or may have lost samples.
+        lost_by_server: Committed samples that the server lost: those that it does not know after it came back with less
+            than it had (exactly). Where it came back empty: those that at the last heartbeat were neither evicted
+            nor acknowledged by all groups, so that some of them may have been used since.
     """
 
     samples: int = 0
@@ -52,6 +56,7 @@ class ProducerStats:
     blocked_s: float = 0.0
     quarantined: int = 0
     rejoined: int = 0
+    lost_by_server: int = 0
 
 
 class Sender:
@@ -60,7 +65,7 @@ class Sender:
     Args:
         ring: An open ring.
         name: The producer's name.
-        reopen: Makes the ring again where the server lost it.
+        reopen: Opens the ring; makes it again where the server lost it.
         about: The producer's record.
         told: Hears of each delivery: bytes of parts, and seconds that it took.
         limits: Gives the ring's capacity in bytes and in samples.
@@ -73,7 +78,7 @@ class Sender:
         self,
         ring: Ring,
         name: str,
-        reopen: Callable[[], None],
+        reopen: Callable[[], Meta],
         about: Callable[[], Mapping[str, Any]],
         told: Callable[[int, float], None],
         limits: Callable[[], tuple[int, int]],
@@ -97,6 +102,10 @@ class Sender:
         self._committed = 0
         self._at_once = 1  # doubled with each commit: the first ones are soon over, and say how fast the link is
         self._lost = False  # whether the server does not know the ring, or us, any more
+        self._proven = False  # whether it does not know what it committed, under the epoch that we know
+        self._missing = 0  # what it does not know, until that is counted
+        self._live = losses.Committed()
+        losses.watch(ring)
         self._thread = Thread(target=self._run, name="synthbroker-sender", daemon=True)
 
     def start(self) -> None:
@@ -238,6 +247,13 @@ class Sender:
                 continue
             if self._book(batch, answer):
                 waiting = _Waiting(self.ring.name, self._wait_s)
+            if answer.word == "GAP":
+                self._lost = self._proven = True
+                rejoins += 1
+                if rejoins > _MOST_REJOINS:
+                    raise ServerRefusedError(
+                        f"{self.ring.connection.where} keeps forgetting samples of {self.who.name!r}"
+                    )
             if answer.word in ("FULL", "TOOBIG"):
                 self._refuse_too_big(answer, batch[0])
                 self._wait(waiting, answer)
@@ -294,6 +310,8 @@ class Sender:
         )
         del batch[:done]
         self._committed += done
+        if done:
+            self._live.add(answer.newest, done)
         self._settle(done)
         return done
 
@@ -307,14 +325,51 @@ class Sender:
         self.ring.connection.keep_trying(lambda: self.ring.wait_for_room(answer.room_id), self._reconnect_s, self._stop)
         self._count(blocked_s=time.monotonic() - began)
 
+    def beat(self) -> None:
+        """Say that we live, and learn what all groups are done with."""
+        if self.ring.beat("producer", self.who.name, self._about(), self.who.word):
+            self._live.forget_below(losses.floor(self.ring))
+
+    def say_goodbye(self, *, closed: bool) -> None:
+        """Leave; that we are done is said also to a server that is away just now, or has lost the ring."""
+
+        def attempt() -> None:
+            if self._lost:
+                self._rejoin()
+            try:
+                self.ring.leave_producer(self.who, self._about(), closed=closed)
+            except RingMissingError:
+                if self._lost or not closed:
+                    raise
+                self._lost = True
+                attempt()
+
+        if closed:
+            self.ring.connection.keep_trying(attempt, self._reconnect_s, Event())
+        else:
+            attempt()
+
     def _rejoin(self) -> None:
-        """The server lost the ring, or forgot us: make the ring again and go on counting where we are."""
-        log.warning("ring %s: the server does not know the ring or producer %s any more; joining anew (%d samples were "
-                    "committed before)", self.ring.name, self.who.name, self._committed)  # fmt: skip
-        self._reopen()
+        """The server lost the ring, forgot us, or is another one: learn what it has, and go on counting."""
+        former = self.ring.epoch
+        if self._proven:
+            losses.arrive(self.ring, proven=True)
+        meta = self._reopen()
+        again = meta.bound(former)
+        if again and former != meta.epoch:  # else it only folded us away
+            self._missing = self._missing or max(self._committed - losses.taken_from(self.ring, self.who), 0)
         self.ring.join_producer(self.who, self._committed, self._about())
-        self._count(rejoined=1)
-        self._lost = False
+        if again:
+            lost, self._missing = self._missing, 0
+            log.warning("ring %s: the server is another one than before, or came back; of %d samples that producer %s "
+                        "had committed it lost %d", self.ring.name, self._committed, self.who.name, lost)  # fmt: skip
+        else:
+            lost = self._live.clear()
+            log.warning("ring %s: the server does not know the ring any more; making it anew (%d samples were committed"
+                        " before; %d of them, which some group had not used by the last heartbeat, are lost)",
+                        self.ring.name, self._committed, lost)  # fmt: skip
+        self._count(rejoined=1, lost_by_server=lost)
+        self._lost = self._proven = False
 
 
 class _Waiting:

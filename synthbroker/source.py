@@ -5,12 +5,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Event
 from typing import Any, Protocol
 
+from synthbroker import losses, runs, settings, units
 from synthbroker import ring as rings
-from synthbroker import runs, settings, units
 from synthbroker.errors import (
     RingMissingError,
     ServerGoneError,
@@ -28,6 +29,7 @@ log = logging.getLogger("synthbroker")
 
 _MOST_RECOVERED = 10_000
 _IDLE_CLAIM_S = 0.5  # who has nothing to do looks more often for what others have left
+_SETTLING_S = 0.05
 _STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
 
 
@@ -146,6 +148,9 @@ class GroupSource:
         self._min_fill = options.min_fill
         self._newest = 0  # the highest number this reader has been given fresh
         self._claimed: set[int] = set()
+        self._memory = losses.Memory()
+        self._epoch = ""  # in which this reader was given what it remembers
+        losses.watch(ring)
         self._heart = Heart(self._beat, self._report, rings.BEAT_S)
 
     def start(self) -> None:
@@ -171,6 +176,10 @@ class GroupSource:
             taken = self._try_take(max(min(count, most), 1), most)
             if taken is None:
                 continue
+            if taken.word == "UNSETTLED":
+                self._check(waiting, held=False)
+                self._await_others()
+                continue
             held_since = (held_since or time.monotonic()) if taken.held else None
             if taken.samples or taken.gone:
                 self._min_fill = 1
@@ -188,11 +197,12 @@ class GroupSource:
 
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that the group is done with samples, which count only in the epoch they came from."""
-        if numbers and epoch == self._ring.epoch:
+        if numbers:
+            self._memory.note_done(numbers)
             with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
                 try:
                     self._ring.connection.keep_telling(
-                        lambda again: self._ring.acknowledge(self._group, numbers, again=again),
+                        lambda again: self._ring.acknowledge(self._group, numbers, epoch, again=again),
                         self._options.reconnect_s,
                         self._stop,
                     )
@@ -200,7 +210,7 @@ class GroupSource:
                     if not self._stop.is_set():
                         raise
                     # Closing took the connection from under it.
-                    self._ring.acknowledge(self._group, numbers, again=True)
+                    self._ring.acknowledge(self._group, numbers, epoch, again=True)
             self._claimed.difference_update(numbers)
 
     def holds(self, numbers: Collection[int]) -> bool:
@@ -232,6 +242,7 @@ class GroupSource:
             self.meta = meta
             try:
                 self._keep_trying(self._register)
+                self._keep_trying(partial(self._settle, meta.epoch))
             except RingMissingError:
                 continue  # made anew between the two
             self._next_claim = 0.0
@@ -249,6 +260,24 @@ class GroupSource:
             life=run.life,
             checkpoints=run.checkpoints,
         )
+
+    def _settle(self, epoch: str) -> None:
+        """Where the server may have lost something, tell it what we know, and forget what it does not know any more."""
+        former = self._epoch
+        if former and former != epoch:
+            bound = self.meta.bound(former)
+            if bound:
+                self._memory.settle(self._ring, self._group, self._who, former)
+            self._memory.forget_from(bound)
+            self._claimed = {number for number in self._claimed if number < bound}
+            self._newest = min(self._newest, bound - 1)
+        self._epoch = epoch
+
+    def _await_others(self) -> None:
+        """Wait a moment for what other members know, or are too late to tell."""
+        with contextlib.suppress(RingMissingError):
+            self._keep_trying(lambda: self._memory.settle(self._ring, self._group, self._who, self._epoch))
+        self._stop.wait(_SETTLING_S)
 
     def _try_take(self, count: int, most: int) -> Taken | None:
         """Take once; None where that must be done again, because the server was away or had lost the ring or us."""
@@ -270,7 +299,17 @@ class GroupSource:
         if taken is None:
             self._join()
         else:
-            self._note(taken.samples)
+            taken = self._noted(taken)
+        return taken
+
+    def _noted(self, taken: Taken) -> Taken:
+        """Remember what came, without what came before a server forgot it and its producer sent it again."""
+        again = [one.number for one in taken.samples if self._memory.came_before(one)]
+        if again:
+            self.acknowledge(self._ring.epoch, again)
+            taken = replace(taken, samples=tuple([one for one in taken.samples if one.number not in again]))
+        self._note(taken.samples)
+        self._memory.note_given(taken.samples)
         return taken
 
     def _recover(self) -> Taken | None:
@@ -286,8 +325,7 @@ class GroupSource:
             return None  # the group is gone with the ring
         if not held:
             return None
-        self._note(held)
-        return Taken("OK", self._ring.now_s(), "0-0", held=False, samples=tuple(held))
+        return self._noted(Taken("OK", self._ring.now_s(), "0-0", held=False, samples=tuple(held)))
 
     def _note(self, samples: Sequence[Given]) -> None:
         for sample in samples:

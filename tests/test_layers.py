@@ -45,6 +45,7 @@ ORDER = [
     "ring",
     "ranges",
     "runs",
+    "losses",
     "heart",
     "options",
     "sender",

@@ -14,9 +14,13 @@ local role, name, word, about = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
 if role == 'producer' then
   allow_bookkeeping()
-  if load_seq(name) ~= word then
+  local theirs, taken = load_seq(name)
+  if theirs ~= word then
     use_lease(ring, name, math.huge, math.huge)
     save_ring(ring)
+  end
+  -- What it committed and a server has lost since is gone: it goes on behind that.
+  if theirs ~= word or taken < tonumber(ARGV[6]) then
     redis.call('hset', seqs_key, name, word .. ' ' .. ARGV[6])
   end
   redis.call('zadd', producers_key, string.format('%.3f', now()), name)

@@ -35,6 +35,7 @@ local function runs_key(group) return prefix .. 'runs:' .. group end
 local function evicted_key(group) return prefix .. 'evicted:' .. group end
 -- The run that a consumer (run/worker:word) belongs to: a training process and its former selves.
 local function run_of(consumer) return string.match(consumer, '^([^/]*)/') end
+local function unsettled_key(group) return prefix .. 'unsettled:' .. group end
 
 local function now()
   local time = redis.call('time')
@@ -45,12 +46,30 @@ end
 -- Bookkeeping is small and must go on, so that the ring can be emptied: a write that frees nothing opens the way.
 local function allow_bookkeeping() redis.call('unlink', prefix .. 'nothing') end
 
--- The ring's state, or nil where there is no such ring.
-local function load_ring()
+-- The first number that does not mean the same sample any more as in a former epoch of this ring (arrive.lua); nil where
+-- that was none.
+local function bound_of(former)
+  local bound = nil
+  for epoch, first in string.gmatch(redis.call('hget', meta_key, 'epochs') or '', '(%S+):(%d+)') do
+    if epoch == former then bound = math.huge end
+    if bound then bound = math.min(bound, tonumber(first)) end
+  end
+  return bound
+end
+
+-- The ring's state, or nil where there is no such ring. Where numbers of a former epoch will do as well, its `bound` says
+-- how far.
+local function load_ring(also_former)
   local f = redis.call('hmget', meta_key, 'epoch', 'first', 'next', 'bytes', 'leased_bytes', 'leased_samples',
     'capacity', 'max_samples', 'when_full', 'ended')
-  if not f[1] or f[1] ~= ARGV[1] then return nil end
+  local bound = math.huge
+  if not f[1] then return nil end
+  if f[1] ~= ARGV[1] then
+    bound = also_former and bound_of(ARGV[1])
+    if not bound then return nil end
+  end
   return {
+    bound = bound,
     first = tonumber(f[2]), next = tonumber(f[3]), bytes = tonumber(f[4]),
     leased_bytes = tonumber(f[5]), leased_samples = tonumber(f[6]),
     capacity = tonumber(f[7]), max_samples = tonumber(f[8]), block = f[9] == 'block', ended = f[10] ~= '0',

@@ -5,7 +5,8 @@
 --       6 claim_after_s (negative: do not look for dead members now)  7 random seed
 --       8 how many at most, where many more are waiting  9... producers to take from, all where there are none
 -- Reply word, time, id to wait behind, held, then number and uses of each sample
---       OK | EMPTY wait | END nothing comes any more | NOGROUP | REJOIN the consumer is not registered | NORING
+--       OK | EMPTY wait | END nothing comes any more | NOGROUP | REJOIN the consumer is not registered
+--       | UNSETTLED the server may have forgotten what it gave: settle.lua first | NORING
 --       uses: how often the group has been given the sample, this time included (reuse "inf" keeps no count: 2 means
 --       again); 0 means given before to a member that died
 --       held: 1 where producers wait for room that this group's own pending samples take up
@@ -23,7 +24,8 @@ local member = name .. ' ' .. consumer
 if not redis.call('zscore', consumers_key, member) then return {'REJOIN'} end
 math.randomseed(tonumber(ARGV[7]))
 
-local settings = redis.call('hmget', group_key(name), 'reuse', 'front')
+local settings = redis.call('hmget', group_key(name), 'reuse', 'front', 'unsettled')
+if settings[3] then return {'UNSETTLED', string.format('%.3f', now()), id_of(ring.next - 1), '0'} end
 local reuse, front = settings[1], tonumber(settings[2])
 local limit = reuse == 'inf' and math.huge or tonumber(reuse)
 local given = {}

@@ -1,0 +1,44 @@
+-- Says to which server process a client has come. Another one than the ring has known may have lost what was last
+-- done: the ring counts its epoch on, before a number is given twice, and waits for what its readers know (settle.lua).
+--
+-- ARGV  1 the epoch the caller believes in, '' where it knows none  2 the server's run id, '' where it does not say
+--       3 1: the caller knows of samples that this server does not
+-- Reply OK epoch | NORING
+
+local MOST_FORMER = 20
+local PATIENCE_S = 15  -- readers that live come back within this: they try again every 5 s at least
+
+local found = redis.call('hmget', meta_key, 'epoch', 'run_id', 'epochs', 'next')
+local epoch, run_id = found[1], found[2] or ''
+if not epoch then return {'NORING'} end
+local proven = ARGV[3] == '1' and ARGV[1] == epoch
+local other = ARGV[2] ~= '' and run_id ~= '' and run_id ~= ARGV[2]
+if not proven and not other then
+  if run_id == '' and ARGV[2] ~= '' then
+    allow_bookkeeping()
+    redis.call('hset', meta_key, 'run_id', ARGV[2])
+  end
+  return {'OK', epoch}
+end
+
+local base, count = string.match(epoch, '^([^.]+)%.?(%d*)$')
+local following = base .. '.' .. int((tonumber(count) or 1) + 1)
+local former = {}
+for line in string.gmatch(found[3] or '', '%S+') do former[#former + 1] = line end
+former[#former + 1] = epoch .. ':' .. found[4]
+if #former > MOST_FORMER then table.remove(former, 1) end
+allow_bookkeeping()
+redis.call('hset', meta_key, 'epoch', following, 'epochs', table.concat(former, ' '))
+if ARGV[2] ~= '' then redis.call('hset', meta_key, 'run_id', ARGV[2]) end
+ARGV[1] = following
+for _, group in ipairs(load_groups(load_ring())) do
+  redis.call('unlink', unsettled_key(group.name))
+  for _, member in ipairs(redis.call('zrange', consumers_key, 0, -1)) do
+    local of, name = string.match(member, '^(%S+) (.*)$')
+    if of == group.name then redis.call('hset', unsettled_key(group.name), '@' .. name, '') end
+  end
+  if redis.call('exists', unsettled_key(group.name)) == 1 then
+    redis.call('hset', group_key(group.name), 'unsettled', string.format('%.3f', now() + PATIENCE_S))
+  end
+end
+return {'OK', following}
