@@ -157,7 +157,7 @@ class Consumer:
     caller; its `info` says where the samples came from.
 
     Raises:
-        StarvedError: There was no sample for `wait_s`.
+        StarvedError: There was no sample for `wait_s`, or nobody makes any and `on_starve` says "raise".
         RingEndedError: The ring has ended, and this consumer has come to its end before.
         RingMismatchError: The group is read with another `reuse`.
         ServerGoneError: The server did not answer for `reconnect_s`.
@@ -174,6 +174,7 @@ class Consumer:
         ack: str = "next",
         prefetch: int = 2,
         wait_s: float = 600.0,
+        on_starve: str = "wait",
         transform: Callable[[Any], Any] | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
         drop_last: bool = False,
@@ -195,6 +196,7 @@ class Consumer:
             ack=ack,
             prefetch=prefetch,
             wait_s=wait_s,
+            on_starve=on_starve,
             transform=transform,
             collate=collate,
             drop_last=drop_last,

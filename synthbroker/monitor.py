@@ -13,8 +13,7 @@ from synthbroker import replies
 from synthbroker.connection import Connection
 from synthbroker.replies import Meta, Reply
 from synthbroker.ring import Ring
-
-SILENT_AFTER_S = 30.0
+from synthbroker.starving import SILENT_AFTER_S
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ _instances = itertools.count()
 
 ACKS = ("next", "delivered", "checkpoint")
 ON_GONE = ("raise", "go-on")
+ON_STARVE = ("wait", "raise", "reuse")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ class ReadOptions:
         ack: When a batch counts as trained on: "next": when the following one is asked for. "delivered": at once.
             "checkpoint": when a checkpoint with it is written, see `state_dict` and `acknowledge`.
         prefetch: Batches that are made ready ahead, at most 1 GB.
-        wait_s: How long to wait for a sample before StarvedError, in seconds.
+        wait_s: How long to wait for a sample before StarvedError, in seconds; math.inf: for ever, warning each minute.
+        on_starve: What to do when no producer lives (each said goodbye, or was silent for 30 s) and the ring has not
+            ended. "wait": for fresh samples, until `wait_s` is over; nothing is given again meanwhile, whatever `reuse`
+            allows. "raise": StarvedError within seconds. "reuse": go on with old samples within `reuse`, and warn how
+            old and how worn they are: at once, then after 1 min, 2, 4, …. While a producer lives, reuse is silent.
         transform: Called with each sample (a dict, or a tuple where `fields` are named) in the reading process.
         collate: Makes a batch of a list of samples.
         drop_last: Leave out a last batch that is not full.
@@ -64,6 +69,7 @@ class ReadOptions:
     ack: str = "next"
     prefetch: int = 2
     wait_s: float = 600.0
+    on_starve: str = "wait"
     transform: Callable[[Any], Any] | None = None
     collate: Callable[[list[Any]], Any] | None = None
     drop_last: bool = False
@@ -86,8 +92,12 @@ class ReadOptions:
             _check_whole("epoch_size", self.epoch_size, 1)
         for what in "wait_s", "reconnect_s", "claim_after_s":
             check_seconds(what, getattr(self, what))
-        for what, choices in ("ack", ACKS), ("on_gone", ON_GONE):
+        for what, choices in ("ack", ACKS), ("on_gone", ON_GONE), ("on_starve", ON_STARVE):
             check_choice(what, getattr(self, what), choices)
+        if self.on_starve == "reuse" and self.reuse_text() == "1":
+            raise ValueError(
+                "on_starve='reuse' needs a reuse of more than 1: say reuse='inf', or how often a sample may be given"
+            )
         for what in "fields", "producers":
             check_names(what, getattr(self, what))
         if self.name is not None and (not self.name or any(c in self.name for c in " /:")):

@@ -283,6 +283,7 @@ class Ring:
         claim_after_s: float,
         producers: Sequence[str],
         most: int = 0,
+        fresh_only: bool = False,
     ) -> Taken | None:
         """Take up to `count` samples for a group; None where the consumer or its group must join first.
 
@@ -294,9 +295,10 @@ class Ring:
             claim_after_s: Members silent for longer are dead, and theirs is given first; negative: do not look now.
             producers: Take only from these, if any are named.
             most: So many may be given where many more are waiting: a share of the backlog at a time.
+            fresh_only: Nothing that was given before, whatever `reuse` allows.
         """
-        seed = random.getrandbits(31)
-        told = (self.epoch, group, who, count, min_fill, claim_after_s, seed, max(count, most), *producers)
+        seed, most = random.getrandbits(31), max(count, most)
+        told = (self.epoch, group, who, count, min_fill, claim_after_s, seed, -most if fresh_only else most, *producers)
         with self.connection.line() as line:
             reply = self._checked(line.script("take", self._key("meta"), *told))
             if reply[0] in (b"NOGROUP", b"REJOIN"):

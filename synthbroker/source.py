@@ -23,6 +23,7 @@ from synthbroker.options import ReadOptions
 from synthbroker.replies import Given, Incarnation, Meta, Taken
 from synthbroker.ring import Ring
 from synthbroker.runs import Run
+from synthbroker.starving import Starving
 from synthbroker.waiting import Waiting, end_orphan, wait_for_ring
 
 log = logging.getLogger("synthbroker")
@@ -151,6 +152,7 @@ class GroupSource:
         self._memory = losses.Memory()
         self._epoch = ""  # in which this reader was given what it remembers
         losses.watch(ring)
+        self._starving = Starving(ring, options)
         self._heart = Heart(self._beat, self._report, rings.BEAT_S)
 
     def start(self) -> None:
@@ -183,6 +185,7 @@ class GroupSource:
             held_since = (held_since or time.monotonic()) if taken.held else None
             if taken.samples or taken.gone:
                 self._min_fill = 1
+                self._asked(partial(self._starving.came, taken.samples))
                 return Found(taken.samples, taken.now_s, taken.gone)
             if taken.word == "END":
                 return Found((), ended=True)
@@ -246,6 +249,7 @@ class GroupSource:
             except RingMissingError:
                 continue  # made anew between the two
             self._next_claim = 0.0
+            self._starving.heard()
             return
 
     def _register(self) -> None:
@@ -290,8 +294,10 @@ class GroupSource:
                 claim_after_s=self._claim_after_s(),
                 producers=self._options.producers or (),
                 most=most,
+                fresh_only=self._starving.fresh_only,
             )
         except ServerGoneError:
+            self._starving.heard()
             return self._keep_trying(self._recover)  # type: ignore[no-any-return]
         except RingMissingError as error:
             log.warning("%s; waiting for it to be made anew", error)
@@ -356,8 +362,17 @@ class GroupSource:
     def _check(self, waiting: Waiting, *, held: bool) -> None:
         """Warn each minute and raise after `wait_s`, with what is likely the cause."""
         if held:
-            waiting.check(self._crowded(), UnacknowledgedError)
-        waiting.check("are the generators running? `synthbroker status` shows who was last seen, and when")
+            waiting.check(self._crowded, UnacknowledgedError)
+        if self._starving.look_again():
+            self._asked(self._starving.nothing)
+        waiting.check(lambda: f"are the generators running? {self._asked(self._starving.nothing)}")
+
+    def _asked(self, look: Callable[[], object]) -> object:
+        """Look who makes samples; where the ring is gone, taking will find that out."""
+        try:
+            return self._keep_trying(look)
+        except RingMissingError:
+            return "the ring is gone"
 
     def _crowded(self) -> str:
         """Say what it is that the ring is full of, and what helps."""

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from threading import Event
 
 from synthbroker import units
@@ -27,16 +28,20 @@ class Waiting:
         self._since = time.monotonic()
         self._next_warning_s = first_warning_s
 
-    def check(self, why: str, error: type[SynthbrokerError] = StarvedError) -> None:
+    def check(self, why: str | Callable[[], str], error: type[SynthbrokerError] = StarvedError) -> None:
         """Warn each minute; raise an error after `wait_s`, or at once where nobody is left to read for."""
         if _is_orphan():
             raise SynthbrokerError("the process that started this reader is gone")
         waited_s = time.monotonic() - self._since
+        if waited_s < min(self._wait_s, self._next_warning_s):
+            return
+        text = (
+            f"{self._what}: no sample for {units.format_duration(waited_s)}; {why if isinstance(why, str) else why()}"
+        )
         if waited_s >= self._wait_s:
-            raise error(f"{self._what}: no sample for {units.format_duration(waited_s)}; {why}")
-        if waited_s >= self._next_warning_s:
-            self._next_warning_s += WARN_EVERY_S
-            log.warning("%s: no sample for %s; %s", self._what, units.format_duration(waited_s), why)
+            raise error(text)
+        self._next_warning_s += WARN_EVERY_S
+        log.warning("%s", text)
 
 
 def wait_for_ring(ring: Ring, options: ReadOptions, stop: Event) -> Meta | None:

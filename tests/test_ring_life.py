@@ -33,6 +33,7 @@ SCRIPTS: list[tuple[str, list[Any]]] = [
     ("drop", ["train"]),
     ("settle", ["train", "f/0:c1", 1, 1]),
     ("floor", []),
+    ("life", [30, 8]),
 ]
 
 

@@ -3,7 +3,7 @@
 --
 -- ARGV  2 group  3 consumer (family/worker:word)  4 how many  5 live samples there must be before anything is given
 --       6 claim_after_s (negative: do not look for dead members now)  7 random seed
---       8 how many at most, where many more are waiting  9... producers to take from, all where there are none
+--       8 how many at most, where many more are waiting; negative: that many, and none that was given before  9... producers to take from, all where there are none
 -- Reply word, time, id to wait behind, held, then number and uses of each sample
 --       OK | EMPTY wait | END nothing comes any more | NOGROUP | REJOIN the consumer is not registered
 --       | UNSETTLED the server may have forgotten what it gave: settle.lua first | NORING
@@ -28,6 +28,7 @@ local settings = redis.call('hmget', group_key(name), 'reuse', 'front', 'unsettl
 if settings[3] then return {'UNSETTLED', string.format('%.3f', now()), id_of(ring.next - 1), '0'} end
 local reuse, front = settings[1], tonumber(settings[2])
 local limit = reuse == 'inf' and math.huge or tonumber(reuse)
+local fresh_only, largest = tonumber(ARGV[8]) < 0, math.abs(tonumber(ARGV[8]))
 local given = {}
 local wait_id = id_of(ring.next - 1)
 local tally = {}
@@ -149,7 +150,7 @@ local function take_fresh()
   local unread = math.max(group.delivered + 1, ring.first)
   -- Where many are waiting, a part of the member's fair share may be given ahead of need.
   local share = math.floor((ring.next - unread) / (AHEAD_SHARE * (#others() + 1)))
-  local most = math.max(missing(), math.min(tonumber(ARGV[8]) - #given / 2, share))
+  local most = math.max(missing(), math.min(largest - #given / 2, share))
   while most > 0 and unread < ring.next do
     local last = math.min(unread + most - 1, ring.next - 1)
     assign(unread, last)
@@ -227,7 +228,7 @@ if not ring.block and not ring.ended then step_forward() end
 take_fresh()
 if ring.block and tally.skipped and load_waiting() then tell_room(name) end
 local drained = ring.ended and math.max(group.delivered, ring.first - 1) >= ring.next - 1
-if limit > 1 and not (drained and limit == math.huge) then take_again() end
+if limit > 1 and not fresh_only and not (drained and limit == math.huge) then take_again() end
 if #given > 0 then return reply('OK') end
 -- Who waits would spin on a foreign entry; one may be there in place of one of ours that somebody removed.
 if #redis.call('xrange', samples_key, '(' .. id_of(ring.next - 1), '+', 'COUNT', 1) > 0 then sweep() end
