@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synthbroker import generate, options, ring, schema, units
+from synthbroker import durable, generate, options, ring, schema, units
 from synthbroker.bench import measures
 
 T = TypeVar("T")
@@ -129,7 +129,8 @@ def _add_serve(commands: _Commands) -> None:
         "start a Redis server fit for rings, and say how to reach it",
         "  synthbroker serve\n"
         "  synthbroker serve --maxmemory 32GB --host 0.0.0.0 --endpoint /shared/run/broker.json\n"
-        "  synthbroker serve --unix-socket /tmp/me/redis.sock",
+        "  synthbroker serve --unix-socket /tmp/me/redis.sock\n"
+        "  synthbroker serve --durable --dir /scratch/me/rings   # started again there, it has its rings again",
     )
     add = command.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
@@ -137,6 +138,10 @@ def _add_serve(commands: _Commands) -> None:
     add("--unix-socket", type=Path, metavar="PATH", help="listen on this socket; without --port: on nothing else")
     add("--maxmemory", type=_size, metavar="SIZE", help="most memory for all rings (default: 70%% of what there is)")
     add("--endpoint", type=Path, metavar="FILE", help="where to write address and password, readable by you only")
+    add("--durable", nargs="?", choices=durable.FSYNC, const="everysec",
+        help="keep the rings in --dir: flush to disk each second (default), or always, which costs more")  # fmt: skip
+    add("--dir", type=Path, metavar="FOLDER",
+        help="with --durable: where; takes up to 3 times --maxmemory of disk")  # fmt: skip
 
 
 def _add_generate(commands: _Commands) -> None:

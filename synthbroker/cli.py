@@ -26,6 +26,7 @@ from synthbroker import ring as rings
 from synthbroker.bench import measures, place, plots, run, steps, table
 from synthbroker.bench.table import Block
 from synthbroker.connection import Connection
+from synthbroker.durable import Durable
 from synthbroker.endpoint import Endpoint
 from synthbroker.errors import SynthbrokerError
 from synthbroker.generate import Outcome, generate
@@ -71,6 +72,7 @@ def _serve(options: argparse.Namespace) -> int:
         port=None if by_socket_only else options.port or 0,
         unix_socket=options.unix_socket,
         maxmemory_bytes=options.maxmemory,
+        durable=_durable(options),
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -78,6 +80,12 @@ def _serve(options: argparse.Namespace) -> int:
     server.serve(config, path, stop=stop, announce=lambda endpoint: _announce(endpoint, path))
     print("stopped", flush=True)
     return 0
+
+
+def _durable(options: argparse.Namespace) -> Durable | None:
+    if (options.durable is None) != (options.dir is None):
+        raise ValueError("serve --durable and --dir FOLDER belong together: rings are kept in that folder")
+    return Durable(options.dir, options.durable) if options.dir else None
 
 
 def _endpoint_path(options: argparse.Namespace) -> Path:

@@ -1,8 +1,9 @@
-"""What this machine has for a server: a program to run, and memory to give it."""
+"""What this machine has for a server: a program to run, memory to give it, a port to listen on."""
 
 import importlib.util
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -81,3 +82,27 @@ def _limits_upwards(mount: Path, path: str, name: str) -> Iterator[int]:
             yield int((group / name).read_text())
         if group == mount:
             return
+
+
+def free_port(host: str, wanted: int | None = None) -> int:
+    """Choose a TCP port to listen on: the wanted one, if that is free.
+
+    Raises:
+        ServerStartError: This machine cannot listen on that address.
+    """
+    if wanted is not None:
+        with suppress(ServerStartError):
+            return _bound_port(host, wanted)
+    return _bound_port(host, 0)
+
+
+def _bound_port(host: str, wanted: int) -> int:
+    try:
+        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Redis does
+            probe.bind((host, wanted))
+            port: int = probe.getsockname()[1]
+            return port
+    except (OSError, UnicodeError) as error:
+        raise ServerStartError(f"cannot listen on {host}: {error}") from error

@@ -1,8 +1,8 @@
 """Find a Redis (or Valkey) server program and run it, set up for rings.
 
-The server listens on loopback with a random password, keeps nothing on disk, never evicts by itself, and ends with the
-process that started it, also when that is killed (on Linux). All its files lie in a fresh folder, removed by `stop`
-(only after a kill that folder stays: a log, and the password of a server that is no more).
+The server listens on loopback with a random password, keeps nothing on disk (unless it is `durable`), never evicts by
+itself, and ends with the process that started it, also when that is killed (on Linux). All its files lie in a fresh
+folder, removed by `stop` (only after a kill that folder stays: a log, and the password of a server that is no more).
 
 Of the memory that the machine or the cgroup allows it takes `MEMORY_SHARE` at most: clients' buffers, parts under way
 and fragmentation come on top of what Redis counts, and what is above the limit is killed without a word.
@@ -27,11 +27,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from synthbroker import durable, probe, settings, tether
 from synthbroker import endpoint as endpoint_file
-from synthbroker import probe, settings, tether
+from synthbroker.durable import Durable
 from synthbroker.endpoint import Endpoint
 from synthbroker.errors import EndpointError, ServerGoneError, ServerStartError
-from synthbroker.machine import find_server, memory_limit_bytes
+from synthbroker.machine import find_server, free_port, memory_limit_bytes
 from synthbroker.units import format_size
 
 MEMORY_SHARE = 0.7
@@ -54,6 +55,7 @@ class ServerConfig:
         password: None makes one up; an empty one is taken on loopback only.
         maxmemory_bytes: What Redis may hold; None takes `MEMORY_SHARE` of `memory_limit_bytes()`.
         start_s: How long it may take until it answers.
+        durable: Keeps its rings for the next server in the same folder; None keeps nothing.
     """
 
     host: str = "127.0.0.1"
@@ -62,6 +64,7 @@ class ServerConfig:
     password: str | None = field(default=None, repr=False)
     maxmemory_bytes: int | None = None
     start_s: float = 30.0
+    durable: Durable | None = None
 
 
 class Server:
@@ -72,11 +75,11 @@ class Server:
         ended: Set when its process has ended, for whatever reason.
     """
 
-    def __init__(self, child: "_Child", endpoint: Endpoint, directory: Path) -> None:
+    def __init__(self, child: "_Child", endpoint: Endpoint, home: "_Home") -> None:
         self.endpoint = endpoint
         self.ended = child.ended
         self._child = child
-        self._directory = directory
+        self._home = home
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +110,7 @@ class Server:
             wait_s: How long it may take to end by itself before it is killed.
         """
         self._child.stop(wait_s)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._home.leave()
 
 
 def start(config: ServerConfig | None = None) -> Server:
@@ -163,11 +166,26 @@ def serve(
                         f"the server ended by itself, with status {server.status}; its last words:\n{server.log_tail()}"
                     )
         finally:
-            _remove_own(path, server.endpoint.identity)
+            if config.durable is None:  # else whoever comes meanwhile shall wait for the next server there
+                _remove_own(path, server.endpoint.identity)
 
 
 class _PortTakenError(ServerStartError):
     """The port was taken between choosing it and listening on it."""
+
+
+class _Home:
+    """The folder that a server's files lie in: a fresh one, or the one that it keeps its rings in."""
+
+    def __init__(self, durable: Durable | None) -> None:
+        self._lock = durable.occupy() if durable else None
+        self.path = durable.folder.absolute() if durable else Path(tempfile.mkdtemp(prefix="synthbroker-"))  # mode 0700
+
+    def leave(self) -> None:
+        if self._lock is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            self._lock.close()
 
 
 class _Child:
@@ -241,7 +259,7 @@ def _check(config: ServerConfig) -> int:
         raise ServerStartError(f"a socket's path has at most {LONGEST_SOCKET_PATH} bytes: {config.unix_socket}")
     limit_bytes = memory_limit_bytes()
     if config.maxmemory_bytes is None:
-        return int(limit_bytes * MEMORY_SHARE)
+        return int(limit_bytes * (durable.MEMORY_SHARE if config.durable else MEMORY_SHARE))
     if not 0 < config.maxmemory_bytes <= limit_bytes:
         raise ServerStartError(
             f"maxmemory must lie between 1 B and the {format_size(limit_bytes)} that this machine or cgroup has, "
@@ -251,30 +269,39 @@ def _check(config: ServerConfig) -> int:
 
 
 def _launch(program: Path, config: ServerConfig, maxmemory_bytes: int) -> Server:
-    directory = Path(tempfile.mkdtemp(prefix="synthbroker-"))  # mode 0700
+    home = _Home(config.durable)
     child = None
     try:
+        if config.durable:
+            config.durable.check_disk(maxmemory_bytes)
+            config = replace(config, start_s=config.start_s + config.durable.loading_s())
         endpoint = _plan(config)
-        config_path = directory / "redis.conf"
-        _write_private(config_path, _config_text(endpoint, config, directory, maxmemory_bytes))
-        child = _Child(program, config_path, directory / "redis.log")
+        config_path = home.path / "redis.conf"
+        _write_private(config_path, _config_text(endpoint, config, home.path, maxmemory_bytes))
+        child = _Child(program, config_path, home.path / "redis.log")
         endpoint = replace(endpoint, pid=child.pid)
         _await_ready(child, endpoint, config)
+        if config.durable:
+            config.durable.remember(endpoint)
     except BaseException:
         if child is not None:
             child.stop(0)
-        shutil.rmtree(directory, ignore_errors=True)
+        home.leave()
         raise
     _log.info("server %s runs as process %d, at most %s", endpoint, endpoint.pid, format_size(maxmemory_bytes))
-    return Server(child, endpoint, directory)
+    return Server(child, endpoint, home)
 
 
 def _plan(config: ServerConfig) -> Endpoint:
     """Choose port, password and identity; the process id is known later."""
     job = settings.job()
+    former = config.durable.former() if config.durable else None
+    password = config.password
+    if password is None:
+        password = former.password if former and former.password else secrets.token_urlsafe(24)
     port = config.port
     if port == 0:
-        port = _free_port(config.host)
+        port = free_port(config.host, former.port if former else None)
     reachable = socket.gethostname() if config.host in _WILDCARDS else config.host
     return Endpoint(
         host=None if port is None else reachable,
@@ -282,24 +309,13 @@ def _plan(config: ServerConfig) -> Endpoint:
         unix_socket=str(Path(config.unix_socket or "").absolute()) if port is None else None,
         tls=False,
         user="default",
-        password=secrets.token_urlsafe(24) if config.password is None else config.password,
+        password=password,
         identity=secrets.token_hex(8),
         pid=1,
         host_name=job.host,
         job_id=job.job_id,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _free_port(host: str) -> int:
-    try:
-        family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family) as probe:
-            probe.bind((host, 0))
-            port: int = probe.getsockname()[1]
-            return port
-    except (OSError, UnicodeError) as error:
-        raise ServerStartError(f"cannot listen on {host}: {error}") from error
 
 
 def _config_text(endpoint: Endpoint, config: ServerConfig, directory: Path, maxmemory_bytes: int) -> str:
@@ -312,7 +328,7 @@ def _config_text(endpoint: Endpoint, config: ServerConfig, directory: Path, maxm
         ("logfile", ""),  # to its standard output, which is redis.log: so one file has what comes before the log, too
         ("syslog-ident", endpoint.identity),  # names this server, nothing else: it can be read but never be changed
         ("save", ""),
-        ("appendonly", "no"),
+        *(config.durable.settings() if config.durable else [("appendonly", "no")]),
         ("maxmemory", maxmemory_bytes),
         ("maxmemory-policy", "noeviction"),
         # A reply is built in memory before it is sent: who asks for too much and does not read is cut off.
@@ -335,6 +351,7 @@ def _quote(value: object) -> str:
 
 
 def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
 

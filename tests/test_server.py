@@ -125,8 +125,8 @@ def test_a_unix_socket_may_come_along_or_stand_alone(tmp_path):
 def test_a_lost_race_for_the_free_port_is_run_again(monkeypatch):
     with server.start() as other:
         ports = iter([other.endpoint.port, other.endpoint.port])
-        choose = server._free_port
-        monkeypatch.setattr(server, "_free_port", lambda host: next(ports, None) or choose(host))
+        choose = server.free_port
+        monkeypatch.setattr(server, "free_port", lambda host, _=None: next(ports, None) or choose(host))
         with server.start() as running:
             assert running.endpoint.port != other.endpoint.port
             assert ask(running.url, "PING")
