@@ -63,6 +63,7 @@ _CODES = {
     redis.exceptions.ReadOnlyError: "READONLY",
     redis.exceptions.TryAgainError: "TRYAGAIN",
 }
+# What 6.2 puts before the error of a command in a script.
 _IN_SCRIPT = re.compile(r"Error running script \(call to \w+\): (?:@user_script: ?\d+: )*-?")
 
 
@@ -221,7 +222,7 @@ class Connection:
 
 def translate(error: redis.RedisError, where: str) -> ServerError:
     """Find our error for one of redis-py's."""
-    text = str(error) or type(error).__name__
+    text = _IN_SCRIPT.sub("", str(error)) or type(error).__name__
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
         return ServerRefusedError(f"{where} refuses: wrong or missing password ({text})")
     for pattern, kind, meaning in _REPLIES:
@@ -248,9 +249,9 @@ def run_id(line: Line) -> str:
 
 
 def _with_code(error: redis.RedisError, text: str) -> str:
-    """Put back the word that redis-py takes off the front of some errors; drop what 6.2 puts before a script's."""
+    """Put back the word that redis-py takes off the front of some errors."""
     code = next((f"{code} " for kind, code in _CODES.items() if isinstance(error, kind)), "")
-    return code + _IN_SCRIPT.sub("", text)
+    return code + text
 
 
 def _make_pool(url: str) -> redis.ConnectionPool:

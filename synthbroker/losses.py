@@ -105,7 +105,8 @@ class Memory:
 
     def note_given(self, samples: Sequence[Given]) -> None:
         """Note what came; what is given again by `reuse` is nothing to settle."""
-        self._given.extend([(one.number, _origin(one)) for one in samples if one.uses < 2])
+        with self._lock:
+            self._given.extend([(one.number, _origin(one)) for one in samples if one.uses < 2])
 
     def note_done(self, numbers: Collection[int]) -> None:
         """Note what was acknowledged."""
@@ -116,32 +117,47 @@ class Memory:
         """Say whether a sample came before, under a number that the server has forgotten."""
         return bool(self._lost) and _origin(sample) in self._lost
 
-    def settle(self, ring: Ring, group: str, who: Incarnation | None, epoch: str) -> bool:
-        """Tell the server what we know, in numbers of this epoch; False where other members have yet to do so."""
+    def settle(self, ring: Ring, group: str, who: Incarnation | None, epoch: str) -> None:
+        """Tell the server what we know, in numbers of this epoch; may be repeated.
+
+        Args:
+            ring: The ring.
+            group: Whose samples these are.
+            who: Who holds those that are not acknowledged; None where others do, who will say so.
+            epoch: The one that they were given in.
+        """
         with self._lock:
             done = set(self._done)
-        held = [number for number, _ in self._given if number not in done]
+            held = [number for number, _ in self._given if number not in done]
         for some in _chunks(sorted(done)):
             _settle(ring, epoch, group, "", last=False, numbers=some)
-        if who is None:
-            return True
-        for some in _chunks(held):
-            _settle(ring, epoch, group, str(who), last=False, numbers=some)
-        return _settle(ring, epoch, group, str(who), last=True, numbers=())
+        if who is not None:
+            for some in _chunks(held):
+                _settle(ring, epoch, group, str(who), last=False, numbers=some)
+            said_all(ring, epoch, group, who)
 
     def forget_from(self, bound: int) -> None:
         """Forget what the server has lost: all from this number on."""
-        self._lost = {origin for number, origin in self._given if number >= bound}
-        self._given = deque([one for one in self._given if one[0] < bound], MOST_REMEMBERED)
         with self._lock:
+            self._lost = {origin for number, origin in self._given if number >= bound}
+            self._given = deque([one for one in self._given if one[0] < bound], MOST_REMEMBERED)
             self._done = deque([number for number in self._done if number < bound], MOST_REMEMBERED)
 
 
-def _settle(ring: Ring, epoch: str, group: str, who: str, *, last: bool, numbers: Sequence[int]) -> bool:
+def said_all(ring: Ring, epoch: str, group: str, who: Incarnation) -> None:
+    """Say that a member of a group has said what it knows: others need not wait for it, or for those who are late."""
+    _settle(ring, epoch, group, str(who), last=True, numbers=())
+
+
+def current_epoch(ring: Ring) -> str:
+    """Read the ring's epoch, without believing in it yet; empty where there is no ring."""
+    return (ring.connection.call("HGET", ring.prefix + "meta", "epoch") or b"").decode()
+
+
+def _settle(ring: Ring, epoch: str, group: str, who: str, *, last: bool, numbers: Sequence[int]) -> None:
     reply = ring.connection.script("settle", ring.prefix + "meta", epoch, group, who, int(last), *numbers)
     if reply[0] == b"NORING":
         raise RingMissingError(f"ring {ring.name!r} on {ring.connection.where} was made anew")
-    return bool(reply[0] != b"WAIT")
 
 
 def _origin(sample: Given) -> bytes:

@@ -280,7 +280,7 @@ class GroupSource:
     def _await_others(self) -> None:
         """Wait a moment for what other members know, or are too late to tell."""
         with contextlib.suppress(RingMissingError):
-            self._keep_trying(lambda: self._memory.settle(self._ring, self._group, self._who, self._epoch))
+            self._keep_trying(lambda: losses.said_all(self._ring, self._epoch, self._group, self._who))
         self._stop.wait(_SETTLING_S)
 
     def _try_take(self, count: int, most: int) -> Taken | None:
@@ -424,6 +424,10 @@ class GroupSource:
     def _beat(self) -> None:
         end_orphan()
         self._ring.beat("consumer", f"{self._group} {self._who}", self._about())
+        known = self._epoch
+        if known and losses.current_epoch(self._ring) != known:  # the reading thread may wait for a long validation
+            self._ring.join_group(self._who, self._group, self._options.reuse_text(), self._about())
+            self._memory.settle(self._ring, self._group, self._who, known)
 
     def _about(self) -> dict[str, Any]:
         job = settings.job()

@@ -98,7 +98,7 @@ def _runs(process):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--only", "15"], "must be numbers from 1 to 14"),
+        (["--only", "16"], "must be numbers from 1 to 15"),
         (["--repeats", "0"], "a whole number from 1"),
         (["--seconds", "-1"], "a number of seconds"),
     ],

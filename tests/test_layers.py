@@ -96,6 +96,7 @@ BENCH = [
     "bench.flows",
     "bench.latency",
     "bench.memory",
+    "bench.durability",
     "bench.measures",
     "bench.steps",
     "bench.workers",

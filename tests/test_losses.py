@@ -326,3 +326,42 @@ def test_numbers_of_a_former_epoch_count_as_far_as_they_mean_the_same(rig: Rig) 
     assert rig.script("ack", first, "train", 1, 2, 3, 4) == ["OK", 2, 0, 0]
     assert rig.balance().groups["train"].pending == 2
     assert rig.script("ack", "other", "train", 3) == ["NORING"]
+
+
+def test_a_reader_that_is_busy_elsewhere_is_not_taken_for_dead_by_a_server_that_came_back(
+    own_server: OwnServer, ring_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synthbroker.ring.BEAT_S", 0.05)
+    server = own_server(**KEEPS_ALL)
+    out = producer(server, ring_name)
+    put(out, *range(8))
+    options = {"group": "g", "batch_size": 2, "prefetch": 0, "wait_s": SOON_S, "claim_after_s": 0.3}
+    busy = iter(sb.Consumer(server.url, ring=ring_name, name="busy", **options))
+    assert values(next(busy)) == [0, 1]
+    then = mark(server)
+    assert values(next(busy)) == [2, 3]
+    come_back_as_of(server, then)
+    other = iter(sb.Consumer(server.url, ring=ring_name, name="other", **options))
+    assert drain(itertools.islice(other, 2)) == [4, 5, 6, 7]
+    assert pending(server, ring_name, "g") == [3, 4, 7, 8], "`busy` has said what it holds, and what it is done with"
+    time_passes = iter(range(40))
+    eventually(lambda: next(time_passes) == 20, "many heartbeats have passed")
+    out.close()
+    seen = background(lambda: drain(other))
+    assert drain(busy) + seen.result(SOON_S) == []
+    found = counters(server, ring_name, "g")
+    assert (found["doubled"], found["redelivered"], found["acknowledged"]) == (0, 0, 8)
+
+
+def test_a_producer_that_has_nothing_to_send_is_known_to_live(
+    own_server: OwnServer, ring_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synthbroker.ring.BEAT_S", 0.05)
+    server = own_server(**KEEPS_ALL)
+    out = producer(server, ring_name, name="idle")
+    put(out, 0)
+    server.restart()
+    seen = f"sb:{{{ring_name}}}:producers"
+    before = server.client().zscore(seen, "idle")
+    eventually(lambda: server.client().zscore(seen, "idle") > before, "its heart beats on")
+    out.close()

@@ -1,10 +1,10 @@
 """The table of measures."""
 
-from synthbroker.bench import flows, latency, link, memory, throughput
+from synthbroker.bench import durability, flows, latency, link, memory, throughput
 from synthbroker.bench.samples import KIB
 from synthbroker.bench.table import Block
 
-NUMBERS = range(1, 15)
+NUMBERS = range(1, 16)
 
 
 _QUICK_BESIDE = (4 * KIB,)
@@ -23,4 +23,5 @@ def blocks(*, quick: bool) -> tuple[Block, ...]:
         memory.SERVER,
         memory.RESIDENT,
         flows.IN_PUT,
+        *(durability.block(size) for size in durability.SIZES),
     )

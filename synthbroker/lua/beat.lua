@@ -1,12 +1,13 @@
 -- Says that a process lives; renews its lease; folds what left long ago into totals.
 --
--- ARGV  2 role: producer or consumer  3 member (producer's name, or "group family/worker:word")
+-- ARGV  1 the epoch the caller believes in, may be a former one: it lives all the same
+--       2 role: producer or consumer  3 member (producer's name, or "group family/worker:word")
 --       4 about, JSON, or '' to keep what is there  5 seconds a lease lives
 --       6 seconds after which a silent producer is no longer named  7 how many are named at most
 --       8 a producer's word: an older incarnation's heartbeat does not count ('': any)
 -- Reply OK | UNKNOWN not registered (any more) | NORING
 
-local ring = load_ring()
+local ring = load_ring(true)
 if not ring then return {'NORING'} end
 local role, member = ARGV[2], ARGV[3]
 local key = role == 'producer' and producers_key or consumers_key

@@ -1,6 +1,6 @@
 -- Registers one life of a process.
 --
--- ARGV  2 role: producer or consumer  3 name  4 word of this incarnation  5 about, JSON
+-- ARGV  1 the epoch the caller believes in, may be a former one  2 role: producer or consumer  3 name  4 word of this incarnation  5 about, JSON
 --       producer: 6 last sequence number that counts as taken
 --       consumer: 6 group  7 reuse ('' takes the group's own)  8 life of its run ('': it has none, see resume.lua)
 --                 9 1 where the run keeps checkpoints
@@ -8,7 +8,7 @@
 -- A producer of the same name with another word is shut out from now on. A group that is not there is made,
 -- beginning at the oldest live sample.
 
-local ring = load_ring()
+local ring = load_ring(true)
 if not ring then return {'NORING'} end
 local role, name, word, about = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
