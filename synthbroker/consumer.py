@@ -15,7 +15,7 @@ from synthbroker.options import ReadOptions
 from synthbroker.progress import Progress, run_of
 from synthbroker.reader import Reader, Ready
 from synthbroker.ring import Ring
-from synthbroker.source import Seat
+from synthbroker.seats import Seat
 
 log = logging.getLogger("synthbroker")
 

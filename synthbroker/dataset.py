@@ -21,7 +21,7 @@ from synthbroker.onto import Delivery, Parcel, open_harbour
 from synthbroker.options import ReadOptions
 from synthbroker.progress import Progress, run_of
 from synthbroker.ring import Ring
-from synthbroker.source import Seat
+from synthbroker.seats import Seat
 
 
 def collate(samples: list[Any]) -> Any:

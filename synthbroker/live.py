@@ -7,7 +7,7 @@ from threading import Event
 from synthbroker.options import ReadOptions
 from synthbroker.replies import Given, Meta
 from synthbroker.ring import Ring
-from synthbroker.source import Found, Seat
+from synthbroker.seats import Found, Seat
 from synthbroker.waiting import Waiting, wait_for_ring
 
 _SCAN_AT_ONCE = 64

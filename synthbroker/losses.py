@@ -21,7 +21,7 @@ A server that comes back empty knows none of it: rings and groups are made anew,
 """
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from threading import Lock
@@ -108,7 +108,7 @@ class Memory:
         with self._lock:
             self._given.extend([(one.number, _origin(one)) for one in samples if one.uses < 2])
 
-    def note_done(self, numbers: Collection[int]) -> None:
+    def note_done(self, numbers: Iterable[int]) -> None:
         """Note what was acknowledged."""
         with self._lock:
             self._done.extend(numbers)
@@ -132,9 +132,7 @@ class Memory:
         for some in _chunks(sorted(done)):
             _settle(ring, epoch, group, "", last=False, numbers=some)
         if who is not None:
-            for some in _chunks(held):
-                _settle(ring, epoch, group, str(who), last=False, numbers=some)
-            said_all(ring, epoch, group, who)
+            say(ring, epoch, group, str(who), held)
 
     def forget_from(self, bound: int) -> None:
         """Forget what the server has lost: all from this number on."""
@@ -144,9 +142,11 @@ class Memory:
             self._done = deque([number for number in self._done if number < bound], MOST_REMEMBERED)
 
 
-def said_all(ring: Ring, epoch: str, group: str, who: Incarnation) -> None:
-    """Say that a member of a group has said what it knows: others need not wait for it, or for those who are late."""
-    _settle(ring, epoch, group, str(who), last=True, numbers=())
+def say(ring: Ring, epoch: str, group: str, who: str, held: Iterable[int] = ()) -> None:
+    """Say what a member of a group holds, and that this is all: others need not wait for it, or for who is late."""
+    for some in _chunks(held):
+        _settle(ring, epoch, group, who, last=False, numbers=some)
+    _settle(ring, epoch, group, who, last=True, numbers=())
 
 
 def current_epoch(ring: Ring) -> str:
@@ -164,7 +164,7 @@ def _origin(sample: Given) -> bytes:
     return sample.fields.get(b"from", b"") + b" " + sample.fields.get(b"seq", b"")
 
 
-def _chunks(numbers: Sequence[int]) -> Iterator[list[int]]:
+def _chunks(numbers: Iterable[int]) -> Iterator[list[int]]:
     rest = iter(numbers)
     while some := list(islice(rest, _AT_ONCE)):
         yield some

@@ -8,11 +8,13 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import chain
 from multiprocessing.util import Finalize
 from threading import Event, RLock
 from typing import Any
 
-from synthbroker import ranges, runs, settings
+from synthbroker import losses, ranges, runs, settings
 from synthbroker import ring as rings
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
@@ -20,6 +22,7 @@ from synthbroker.errors import RingMissingError, StateGoneError, SynthbrokerErro
 from synthbroker.heart import Heart
 from synthbroker.options import ON_GONE, ReadOptions, check_choice
 from synthbroker.ranges import Numbers, Range
+from synthbroker.replies import Meta
 from synthbroker.ring import Ring
 from synthbroker.runs import Resumed, Run
 
@@ -51,6 +54,10 @@ class Progress:
         self._options, self._run, self._lock = options, run, RLock()
         self._connection = Connection(options.url)
         self._ring = Ring(self._connection, options.ring)
+        losses.watch(self._ring)
+        self._memory = losses.Memory()
+        self._memory_epoch = ""  # in which that is true
+        self._finished = 0  # serial of the newest checkpoint that is written
         self._recent: deque[BatchInfo] = deque()
         self._trained_on: dict[str, Numbers] = {}  # by epoch, since the last token
         self._staged: dict[str, list[tuple[int, list[Range]]]] = {}  # by epoch: serial, and what is not acknowledged
@@ -176,11 +183,37 @@ class Progress:
             info = self._recent.popleft()
             self._trained_on.setdefault(info.epoch, Numbers()).add(info.unacknowledged)
 
+    def _learn(self) -> Meta:
+        """Read the ring's record; what was trained on in a former epoch counts on, as far as the server has it."""
+        meta = self._ring.read_meta()
+        for former in {*self._trained_on, *self._staged, self._memory_epoch} - {meta.epoch, ""}:
+            bound = meta.bound(former)
+            if bound:
+                self._carry_over(former, meta.epoch, bound)
+        self._memory_epoch = meta.epoch
+        return meta
+
+    def _carry_over(self, former: str, epoch: str, bound: int) -> None:
+        """Tell a server that may have forgotten something what was staged and finished."""
+        group = str(self._options.group)
+        trained_on = self._trained_on.pop(former, Numbers()).ranges()
+        self._trained_on.setdefault(epoch, Numbers()).extend(ranges.below(trained_on, bound))
+        staged = [(serial, ranges.below(numbers, bound)) for serial, numbers in self._staged.get(former, [])]
+        for serial, numbers in staged:
+            runs.stage(self._ring, group, self._run, f"{serial}.{self._word}", numbers)
+        self._staged.pop(former, None)
+        if staged:
+            self._staged[epoch] = [*self._staged.get(epoch, []), *staged]
+        if self._finished:
+            runs.finish(self._ring, group, self._run, self._finished)
+            self._memory.settle(self._ring, group, None, former)
+            self._memory.forget_from(bound)
+
     def _stage(self) -> None:
         """Stage what was trained on in the epoch that the ring is in; with the ring, the server lost the rest."""
         assert self._options.group is not None
         try:
-            epoch = self._ring.read_meta().epoch
+            epoch = self._learn().epoch
             trained_on = self._trained_on.get(epoch, Numbers()).ranges()
             if trained_on:
                 token = f"{self._run.serial + 1}.{self._word}"
@@ -199,15 +232,21 @@ class Progress:
 
     def _finish(self, serial: int) -> None:
         assert self._options.group is not None
+        with suppress(RingMissingError):
+            self._learn()
         for epoch in list(self._staged):
             self._ring.epoch = epoch
             try:
                 runs.finish(self._ring, self._options.group, self._run, serial)
             except RingMissingError as error:
                 log.debug("nothing to acknowledge: %s", error)  # what the server lost needs no acknowledgement
+            for one, numbers in self._staged[epoch]:
+                if one <= serial:
+                    self._memory.note_done(ranges.numbers(numbers))
             left = [(one, numbers) for one, numbers in self._staged.pop(epoch) if one > serial]
             if left:
                 self._staged[epoch] = left
+        self._finished = max(self._finished, serial)
         self._run.staged = sum(map(len, self._staged.values()))
         if not self._staged and not self._trained_on and not self._recent:
             self._keeper.close()
@@ -222,7 +261,7 @@ class Progress:
             if token:
                 gone.append(f"{error}: all that it held is gone")
         else:
-            if token and meta.epoch != state["epoch"]:
+            if token and not meta.bound(state["epoch"]):
                 gone.append(
                     f"the ring was made anew since (its epoch was {state['epoch']}, and is {meta.epoch}): all that it "
                     "held then is gone"
@@ -262,15 +301,18 @@ class _Keeper:
         self._options, self._who = options, who
         self._connection = Connection(options.url)
         self._ring = Ring(self._connection, options.ring)
+        losses.watch(self._ring)
         self._heart: Heart | None = None
+        self._numbers: list[Range] = []
 
     def keep(self, held: Mapping[str, list[Range]]) -> None:
         group = self._options.group
         assert group is not None
         job = settings.job()
         try:
-            self._ring.read_meta()
-            numbers = held.get(self._ring.epoch)
+            meta = self._ring.read_meta()
+            known = [ranges.below(some, meta.bound(epoch)) for epoch, some in held.items()]
+            numbers = self._numbers = ranges.merge(chain.from_iterable(known))
             if numbers:
                 runs.keep(self._ring, group, self._who, {"host": job.host, "pid": job.pid, "kept": True}, numbers)
         except SynthbrokerError as error:
@@ -294,7 +336,11 @@ class _Keeper:
         self._connection.close()
 
     def _beat(self) -> None:
-        self._ring.beat("consumer", f"{self._options.group} {self._who}", None)
+        known, group = self._ring.epoch, str(self._options.group)
+        self._ring.beat("consumer", f"{group} {self._who}", None)
+        if losses.current_epoch(self._ring) != known:
+            losses.say(self._ring, known, group, self._who, ranges.numbers(self._numbers))
+            self.keep({known: self._numbers})
 
 
 def _serial_of(token: str) -> int:

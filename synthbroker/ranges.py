@@ -28,6 +28,17 @@ def count(ranges: Iterable[Range]) -> int:
     return sum(last - first + 1 for first, last in ranges)
 
 
+def below(ranges: Iterable[Range], bound: int) -> list[Range]:
+    """Give what of them lies below a number."""
+    return [(first, min(last, bound - 1)) for first, last in ranges if first < bound]
+
+
+def numbers(ranges: Iterable[Range]) -> Iterator[int]:
+    """Give the numbers in ranges one by one."""
+    for first, last in ranges:
+        yield from range(first, last + 1)
+
+
 def text(ranges: Iterable[Range]) -> str:
     """Write ranges as the scripts read them."""
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
@@ -67,6 +78,10 @@ class Numbers:
         if len(self._ranges) > self._merge_at:
             self._ranges = merge(self._ranges)
             self._merge_at = 2 * len(self._ranges) + 1000
+
+    def extend(self, ranges: Iterable[Range]) -> None:
+        """Add all numbers in ranges."""
+        self._ranges = merge([*self._ranges, *ranges])
 
     def ranges(self) -> list[Range]:
         """Give them, merged."""

@@ -22,7 +22,8 @@ from synthbroker.options import ReadOptions
 from synthbroker.pool import Pool
 from synthbroker.replies import Given
 from synthbroker.ring import Ring
-from synthbroker.source import Counts, Found, GroupSource, Seat, Source
+from synthbroker.seats import Counts, Found, Seat, Source
+from synthbroker.source import GroupSource
 from synthbroker.wire import Entry
 
 log = logging.getLogger("synthbroker")

@@ -5,10 +5,10 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from threading import Event
-from typing import Any, Protocol
+from typing import Any
 
 from synthbroker import losses, runs, settings, units
 from synthbroker import ring as rings
@@ -23,6 +23,7 @@ from synthbroker.options import ReadOptions
 from synthbroker.replies import Given, Incarnation, Meta, Taken
 from synthbroker.ring import Ring
 from synthbroker.runs import Run
+from synthbroker.seats import Counts, Found, Seat
 from synthbroker.starving import Starving
 from synthbroker.waiting import Waiting, end_orphan, wait_for_ring
 
@@ -32,86 +33,6 @@ _MOST_RECOVERED = 10_000
 _IDLE_CLAIM_S = 0.5  # who has nothing to do looks more often for what others have left
 _SETTLING_S = 0.05
 _STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
-
-
-@dataclass(frozen=True)
-class Seat:
-    """Which of several readers this is.
-
-    Attributes:
-        family: Readers that one training loop waits for together; none of them waits for what the others hold.
-        worker: Number of this one.
-        workers: How many there are.
-        word: Where it is set, the training process acknowledges and says goodbye for this one, and knows it by this.
-        run: Whose samples these are, and who may take this one's place.
-    """
-
-    family: str
-    worker: int = 0
-    workers: int = 1
-    word: str = ""
-    run: Run | None = None
-
-    @property
-    def acknowledges(self) -> bool:
-        """Whether this one acknowledges, and says goodbye, itself."""
-        return not self.word
-
-
-@dataclass(frozen=True)
-class Found:
-    """Entries that were given, and the server's time then.
-
-    Attributes:
-        samples: The entries; there are none only with one of the following.
-        now_s: The server's time.
-        gone: How many had left the ring before they could be read.
-        ended: Nothing comes any more.
-        stuck: Nothing comes before the samples of the batch in the making are acknowledged: they are the oldest of a
-            full ring, which cannot make room while they are held; as when a dead reader's samples were taken over.
-    """
-
-    samples: Sequence[Given]
-    now_s: float = 0.0
-    gone: int = 0
-    ended: bool = False
-    stuck: bool = False
-
-
-@dataclass
-class Counts:
-    """Running totals of one reader."""
-
-    samples: int = 0
-    raw_bytes: int = 0
-    damaged: int = 0
-    overrun: int = 0
-    waiting_s: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-class Source(Protocol):
-    """What a reader needs of where its samples come from."""
-
-    meta: Meta
-
-    def start(self) -> None:
-        """Get ready; blocks until there is a ring."""
-
-    def take(self, count: int, most: int, holding: Sequence[int]) -> Found:
-        """Give samples for a batch that has those in `holding` and needs `count`; blocks until there is one.
-
-        Where many are waiting, it may be as many as `most`.
-        """
-
-    def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
-        """Say that samples are done with."""
-
-    def holds(self, numbers: Collection[int]) -> bool:
-        """Say whether any of these samples is held by this reader."""
-
-    def close(self, *, leave: bool) -> None:
-        """Stop, and say goodbye if asked to."""
 
 
 class GroupSource:
@@ -280,11 +201,13 @@ class GroupSource:
     def _await_others(self) -> None:
         """Wait a moment for what other members know, or are too late to tell."""
         with contextlib.suppress(RingMissingError):
-            self._keep_trying(lambda: losses.said_all(self._ring, self._epoch, self._group, self._who))
+            self._keep_trying(lambda: losses.say(self._ring, self._epoch, self._group, str(self._who)))
         self._stop.wait(_SETTLING_S)
 
     def _try_take(self, count: int, most: int) -> Taken | None:
         """Take once; None where that must be done again, because the server was away or had lost the ring or us."""
+        if self._ring.epoch != self._epoch:  # somebody has looked at the ring, and it is another one
+            self._join()
         try:
             taken = self._ring.take(
                 self._who,
@@ -426,7 +349,7 @@ class GroupSource:
         self._ring.beat("consumer", f"{self._group} {self._who}", self._about())
         known = self._epoch
         if known and losses.current_epoch(self._ring) != known:  # the reading thread may wait for a long validation
-            self._ring.join_group(self._who, self._group, self._options.reuse_text(), self._about())
+            self._register()
             self._memory.settle(self._ring, self._group, self._who, known)
 
     def _about(self) -> dict[str, Any]:

@@ -46,6 +46,7 @@ ORDER = [
     "ring",
     "ranges",
     "runs",
+    "seats",
     "losses",
     "heart",
     "options",

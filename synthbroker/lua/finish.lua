@@ -1,9 +1,9 @@
 -- A checkpoint is safely written: what was staged up to it is acknowledged.
 --
--- ARGV  2 group  3 run  4 its life  5 serial of the newest token that is finished
+-- ARGV  1 the epoch the caller believes in, may be a former one  2 group  3 run  4 its life  5 serial of the newest token that is finished
 -- Reply OK acknowledged doubled late (see ack.lua) | SHUT a newer life of the run took over | NOGROUP | NORING
 
-local ring = load_ring()
+local ring = load_ring(true)
 if not ring then return {'NORING'} end
 local group = load_group(ring, ARGV[2])
 if not group then return {'NOGROUP'} end
