@@ -167,6 +167,7 @@ class Connection:
             ServerGoneError: Still gone after `reconnect_s`; names the server and the last cause.
         """
         gone_since: float | None = None
+        told = ""
         wait_s = _FIRST_WAIT_S
         while True:
             try:
@@ -175,10 +176,11 @@ class Connection:
                 if stop.is_set() or (isinstance(error, EndpointError) and gone_since is None):
                     raise
                 now = time.monotonic()
-                if gone_since is None:
-                    gone_since = now
-                    log.warning("%s; trying again for up to %.0f s", error, reconnect_s)
+                gone_since = gone_since or now
                 left_s = gone_since + reconnect_s - now
+                if str(error) != told:  # the cause changes: gone, then loading
+                    told = str(error)
+                    log.warning("%s; trying again for up to %.0f s", error, max(left_s, 0.0))
                 if left_s <= 0 or stop.wait(min(wait_s * random.uniform(0.5, 1.0), left_s)):
                     raise ServerGoneError(f"{error} (tried for {now - gone_since:.0f} s)") from error
                 wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
@@ -225,9 +227,10 @@ def translate(error: redis.RedisError, where: str) -> ServerError:
     text = _IN_SCRIPT.sub("", str(error)) or type(error).__name__
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
         return ServerRefusedError(f"{where} refuses: wrong or missing password ({text})")
+    said = _with_code(error, text)
     for pattern, kind, meaning in _REPLIES:
-        if re.match(pattern, _with_code(error, text), re.IGNORECASE):
-            return kind(f"{where} answers: {text} ({meaning})")
+        if re.match(pattern, said, re.IGNORECASE):
+            return kind(f"{where} answers: {said} ({meaning})")
     if isinstance(error, redis.InvalidResponse):
         return ServerRefusedError(f"{where} is not a Redis server: {text}")
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):

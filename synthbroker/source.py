@@ -223,13 +223,21 @@ class GroupSource:
             self._starving.heard()
             return self._keep_trying(self._recover)  # type: ignore[no-any-return]
         except RingMissingError as error:
-            log.warning("%s; waiting for it to be made anew", error)
+            self._say_missing(error)
             taken = None
         if taken is None:
             self._join()
         else:
             taken = self._noted(taken)
         return taken
+
+    def _say_missing(self, error: RingMissingError) -> None:
+        now = self._keep_trying(lambda: losses.current_epoch(self._ring))
+        if now and now.partition(".")[0] == self._ring.epoch.partition(".")[0]:
+            log.warning("ring %s: the server came back, or another one took over; settling with it what is whose",
+                        self._ring.name)  # fmt: skip
+        else:
+            log.warning("%s; waiting for it to be made anew", error)
 
     def _noted(self, taken: Taken) -> Taken:
         """Remember what came, without what came before a server forgot it and its producer sent it again."""

@@ -89,7 +89,11 @@ def test_a_server_that_cannot_write_its_disk_is_waited_for(
 def test_a_server_that_still_reads_its_log_is_waited_for(
     own_server: OwnServer, ring_name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = own_server(key_load_delay=20_000, loading_process_events_interval_bytes=1024, **KEEPS_ALL)
+    server = own_server(key_load_delay=500, **KEEPS_ALL)  # µs; it looks up from its log each 1024 commands
+    with server.client().pipeline(transaction=False) as pipe:
+        for i in range(4000):
+            pipe.set(f"other{i}", i)
+        pipe.execute()
     session = Session(server.url, ring_name)
     server.restart()
     session.begin(*range(4, 10))
