@@ -28,6 +28,7 @@ class ProducerStatus:
         samples_per_s, bytes_per_s: Its latest rates; 0 unless alive.
         blocked_share: Share of its time that it lately spent waiting for room.
         codec: What codec="auto" chose for each field, with packed ÷ unpacked: {"image": "zstd 0.74"}.
+        lost_by_server: Committed samples that a server lost, as `ProducerStats` counts them.
     """
 
     state: str
@@ -40,6 +41,7 @@ class ProducerStatus:
     bytes_per_s: float
     blocked_share: float
     codec: dict[str, str] = field(default_factory=dict)
+    lost_by_server: int = 0
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,7 @@ def _read_producer(reply: Reply, now_s: float) -> ProducerStatus:
         bytes_per_s=_number(about, "bytes_per_s") if living else 0.0,
         blocked_share=_number(about, "blocked_share") if living else 0.0,
         codec=_texts(about, "codec"),
+        lost_by_server=int(_number(about, "lost_by_server")),
         **_identity(about),
     )
 

@@ -100,18 +100,30 @@ def look(ring: Ring) -> Life:
     reply = ring.connection.script("life", key, ring.epoch, SILENT_AFTER_S, _MOST_NAMED)
     if reply[0] == b"NORING":
         raise RingMissingError(f"ring {ring.name!r} on {ring.connection.where} was made anew")
-    now_s, newest = float(reply[1]), reply[4]
+    now_s = float(reply[1])
     makers = [_maker(reply[i : i + 3], now_s) for i in range(6, len(reply), 3)]
     makers.sort(key=lambda maker: (not maker.lives, maker.seen_s))
-    age_s = max(now_s - float(newest), 0.0) if newest else None
-    return Life(reply[2] == b"1", int(reply[3]), age_s, int(reply[5]), tuple(makers))
+    return Life(reply[2] == b"1", int(reply[3]), _age(reply[4], now_s), int(reply[5]), tuple(makers))
+
+
+def _age(made: bytes, now_s: float) -> float | None:
+    try:
+        return max(now_s - float(made), 0.0)
+    except ValueError:
+        return None  # there is none, or it is none of ours
 
 
 def _maker(told: Reply, now_s: float) -> Maker:
     name, seen, about = told
-    said = json.loads(about)
-    where = f" on host {said['host']} (pid {said['pid']})" if "host" in said and "pid" in said else ""
-    return Maker(name.decode(), where, said.get("state", "alive"), max(now_s - float(seen), 0.0))
+    try:
+        said = json.loads(about)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        said = {}  # whoever may write to the ring may write this
+    where = f" on host {str(said['host'])[:100]} (pid {said.get('pid')})" if "host" in said else ""
+    state = next((word for word in ("left", "closed") if said.get("state") == word), "alive")
+    return Maker(name.decode(errors="replace"), where, state, max(now_s - float(seen), 0.0))
 
 
 class Starving:

@@ -11,6 +11,7 @@ import pytest
 import synthbroker as sb
 from rings import Rig
 from servers import RunningServer, eventually
+from synthbroker import starving
 from synthbroker.replies import Incarnation
 from tools import SOON_S, background, drain, fill, number, raw_ring, values, waits
 
@@ -220,3 +221,13 @@ def test_life_names_the_living_first_and_counts_the_rest(rig: Rig) -> None:
     assert reply[0] == "OK"
     assert reply[2:6] == ["0", "0", "", 13]
     assert reply[6::3] == ["alive", *(f"p{i}" for i in range(11, 3, -1))]
+
+
+@pytest.mark.parametrize("about", ["", "[]", "{", '{"state": 7, "host": ["x"]}'])
+def test_what_a_stranger_wrote_about_a_producer_stops_nobody(rig: Rig, about: str) -> None:
+    rig.open()
+    rig.producer("p")
+    rig.keys.hset(rig.key("producers:about"), "p", about)
+    life = starving.look(rig.ring)
+    assert life.lives
+    assert "producer p" in str(life)
