@@ -315,6 +315,24 @@ def test_a_group_is_given_back_what_its_members_know(rig: Rig) -> None:
     assert sorted(rig.numbers(two, 9, claim_after_s=30)) == [5, 7, 8]
 
 
+@pytest.mark.parametrize("gone", ["left", "dead before"])
+def test_who_is_gone_is_not_awaited(rig: Rig, gone: str) -> None:
+    first = rig.open().epoch
+    rig.script("arrive", "", "run1", 0)
+    rig.put(rig.producer(), 1, 2)
+    one, two = rig.reader(name="f/0"), rig.reader(name="f/1")
+    assert rig.numbers(one, 1) == [1]
+    if gone == "dead before":
+        rig.keys.zadd(rig.key("consumers"), {f"train {two}": 1000})
+    rig.script("arrive", "", "run2", 0)
+    if gone == "left":
+        rig.ring.read_meta()
+        rig.ring.leave_group(two, "train")
+    assert rig.script("settle", first, "train", str(one), 1, 1) == ["OK"]
+    rig.ring.read_meta()
+    assert rig.numbers(one) == [2]
+
+
 def test_numbers_of_a_former_epoch_count_as_far_as_they_mean_the_same(rig: Rig) -> None:
     first = rig.open().epoch
     rig.script("arrive", "", "run1", 0)

@@ -7,6 +7,7 @@
 
 local MOST_FORMER = 20
 local PATIENCE_S = 15  -- readers that live come back within this: they try again every 5 s at least
+local DEAD_S = 30      -- whose last word was so much older than anybody's was dead before the server was
 
 local found = redis.call('hmget', meta_key, 'epoch', 'run_id', 'epochs', 'next')
 local epoch, run_id = found[1], found[2] or ''
@@ -31,9 +32,14 @@ allow_bookkeeping()
 redis.call('hset', meta_key, 'epoch', following, 'epochs', table.concat(former, ' '))
 if ARGV[2] ~= '' then redis.call('hset', meta_key, 'run_id', ARGV[2]) end
 ARGV[1] = following
+local newest = 0
+for _, set in ipairs({consumers_key, producers_key}) do
+  newest = math.max(newest, tonumber(redis.call('zrange', set, -1, -1, 'WITHSCORES')[2] or 0))
+end
+local members = redis.call('zrangebyscore', consumers_key, string.format('%.3f', newest - DEAD_S), '+inf')
 for _, group in ipairs(load_groups(load_ring())) do
   redis.call('unlink', unsettled_key(group.name))
-  for _, member in ipairs(redis.call('zrange', consumers_key, 0, -1)) do
+  for _, member in ipairs(members) do
     local of, name = string.match(member, '^(%S+) (.*)$')
     if of == group.name then redis.call('hset', unsettled_key(group.name), '@' .. name, '') end
   end

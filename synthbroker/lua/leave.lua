@@ -12,8 +12,6 @@ allow_bookkeeping()
 if role == 'consumer' then
   redis.call('zrem', consumers_key, member)
   redis.call('hdel', consumers_key .. ':about', member)
-  local group, consumer = string.match(member, '^(%S+) (.*)$')
-  redis.call('hdel', unsettled_key(group), '@' .. consumer)
   return {'OK'}
 end
 if load_seq(member) ~= ARGV[5] then return {'OK'} end

@@ -50,9 +50,11 @@ local function restore()
   redis.call('unlink', key)
 end
 
+-- Who was shut out or said goodbye meanwhile is awaited no longer.
 local function awaits_others()
   for _, field in ipairs(redis.call('hkeys', key)) do
-    if string.sub(field, 1, 1) == '@' then return true end
+    local member = string.match(field, '^@(.*)$')
+    if member and redis.call('zscore', consumers_key, name .. ' ' .. member) then return true end
   end
   return false
 end
