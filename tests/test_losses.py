@@ -315,6 +315,25 @@ def test_a_group_is_given_back_what_its_members_know(rig: Rig) -> None:
     assert sorted(rig.numbers(two, 9, claim_after_s=30)) == [5, 7, 8]
 
 
+def test_what_was_evicted_while_members_were_asked_is_booked_once(rig: Rig) -> None:
+    first = rig.open("drop-oldest", max_samples=4).epoch
+    rig.script("arrive", "", "run1", 0)
+    rig.put(who := rig.producer(), 1, 2, 3, 4)
+    one, two = rig.reader(name="f/0"), rig.reader(name="f/1")
+    rig.script("arrive", "", "run2", 0)
+    rig.ring.read_meta()
+    assert rig.script("settle", first, "train", str(one), 1, 1, 2) == ["WAIT"]
+    rig.put(who, 5, 6, 7)
+    assert rig.script("settle", first, "train", str(two), 1, 4) == ["OK"]
+    assert rig.balance().groups["train"].members == {str(one): 0, str(two): 1}
+    assert rig.script("arrive", "", "run3", 0)[0] == "OK"
+    rig.ring.read_meta()
+    assert rig.script("settle", rig.ring.epoch, "train", str(one), 1, 5) == ["WAIT"]
+    rig.put(who, 8, 9, 10)
+    assert rig.script("settle", rig.ring.epoch, "train", str(two), 1) == ["OK"]
+    rig.balance()
+
+
 @pytest.mark.parametrize("gone", ["left", "dead before"])
 def test_who_is_gone_is_not_awaited(rig: Rig, gone: str) -> None:
     first = rig.open().epoch
@@ -341,9 +360,9 @@ def test_numbers_of_a_former_epoch_count_as_far_as_they_mean_the_same(rig: Rig) 
     rig.ring.read_meta()
     rig.put(who, 3, 4)
     assert rig.numbers(rig.reader()) == [1, 2, 3, 4]
-    assert rig.script("ack", first, "train", 1, 2, 3, 4) == ["OK", 2, 0, 0]
+    assert rig.script("ack", first, "train", 0, 1, 2, 3, 4) == ["OK", 2, 0, 0]
     assert rig.balance().groups["train"].pending == 2
-    assert rig.script("ack", "other", "train", 3) == ["NORING"]
+    assert rig.script("ack", "other", "train", 0, 3) == ["NORING"]
 
 
 def test_a_reader_that_is_busy_elsewhere_is_not_taken_for_dead_by_a_server_that_came_back(

@@ -40,10 +40,10 @@ local function restore()
     end
     if counted > 1 then redis.call('zadd', uses_key(name), 1, int(number)) end
   end
-  if last > group.delivered then
+  local given = last - math.max(group.delivered, ring.first - 1)  -- those evicted meanwhile were booked then
+  if given > 0 then
     redis.call('xgroup', 'setid', samples_key, name, id_of(last))
-    local skipped = math.max(ring.first - 1 - group.delivered, 0)
-    redis.call('hincrby', group_key(name), 'delivered', int(last - group.delivered - skipped))
+    redis.call('hincrby', group_key(name), 'delivered', int(given))
     redis.call('hincrby', group_key(name), 'acknowledged', int(done))
   end
   redis.call('hdel', group_key(name), 'unsettled')
