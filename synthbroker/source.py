@@ -144,6 +144,7 @@ class GroupSource:
         self._who = Incarnation(f"{seat.family}/{seat.worker}", word + secrets.token_hex(4))
         self._next_claim = 0.0
         self._min_fill = options.min_fill
+        self._epoch = ""  # in which the following were given
         self._newest = 0  # the highest number this reader has been given fresh
         self._claimed: set[int] = set()
         self._heart = Heart(self._beat, self._report, rings.BEAT_S)
@@ -235,6 +236,9 @@ class GroupSource:
             except RingMissingError:
                 continue  # made anew between the two
             self._next_claim = 0.0
+            if meta.epoch != self._epoch:
+                self._epoch, self._newest = meta.epoch, 0
+                self._claimed.clear()
             return
 
     def _register(self) -> None:

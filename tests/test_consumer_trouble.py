@@ -159,6 +159,25 @@ def test_an_answer_that_is_lost_loses_and_doubles_nothing(own_server: OwnServer,
     check_ledger(server, ring_name, "g")
 
 
+def test_an_answer_that_is_lost_after_the_server_was_emptied_loses_nothing(own_server: OwnServer, ring_name):
+    server = own_server()
+    fill(server, ring_name, range(60), producers=2)
+    with lossy(server) as line:
+        stream = iter(sb.Consumer(line.url, ring=ring_name, group="g", batch_size=4, prefetch=1, wait_s=SOON_S))
+        assert drain(itertools.islice(stream, 15)) == list(range(60))
+        server.client().flushall()
+        fill(server, ring_name, range(100, 140))
+        seen = []
+        for round_, batch in enumerate(stream):
+            seen += values(batch)
+            if round_ in (0, 2, 4):
+                line.lose_answer_to("take")
+        assert line.lost
+    assert sorted(seen) == list(range(100, 140))
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
 def test_a_server_that_comes_back_empty_is_read_on(own_server: OwnServer, ring_name, caplog):
     server = own_server()
     out = sb.Producer(server.url, ring=ring_name, capacity="50MB", codec="raw", producers=1)
