@@ -251,7 +251,7 @@ class RingDataset(IterableDataset[Any]):
             word: Where there is one, `Deputies` acknowledges.
             left: Says whether the training loop was left.
         """
-        if self._ended:
+        if self._ended and _alone(word):
             held = 0 if word else self.progress.unacknowledged()
             raise_if_drained(self.options.url, self.options.ring, self.options.group, held)
         if self._session is None or not self._session.usable or self._session.begin_anew():
@@ -363,6 +363,16 @@ class RingLoader(DataLoader[Any]):
             yield from dataset.deputies.watch(pairs, expected=expected, stay=self.persistent_workers)
         finally:
             self._with_info.turn.value += 1
+
+
+def _alone(word: str) -> bool:
+    """Say whether one reader may end an iteration with an error: with others beside it, their batches would be lost.
+
+    The training process tells when the ring is read (`Deputies`, known by their word); between workers of a plain
+    DataLoader nobody can.
+    """
+    worker = get_worker_info()
+    return not word and (worker is None or worker.num_workers == 1)
 
 
 def _unpacked(parcels: Iterator[Any], delivery: Delivery) -> Iterator[tuple[Any, BatchInfo]]:
