@@ -114,7 +114,7 @@ class Ring:
             pass
 
     def is_drained(self, group: str, held: int | None = 0) -> bool:
-        """Say whether the ring has ended and a group has been given, and has acknowledged, all but so many (None: any)."""
+        """Say whether the ring has ended and a group has been given all, and has acknowledged all but so many."""
         meta = self.read_meta()
         found = {name.decode(): (int(delivered), int(pending)) for name, delivered, pending, *_ in self.snapshot()[5]}
         delivered, pending = found.get(group, (0, 0))
