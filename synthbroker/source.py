@@ -19,6 +19,7 @@ from synthbroker.errors import (
 )
 from synthbroker.heart import Heart
 from synthbroker.options import ReadOptions
+from synthbroker.ranks import Place
 from synthbroker.replies import Given, Incarnation, Meta, Taken
 from synthbroker.ring import Ring
 from synthbroker.runs import Run
@@ -28,7 +29,7 @@ log = logging.getLogger("synthbroker")
 
 _MOST_RECOVERED = 10_000
 _IDLE_CLAIM_S = 0.5  # who has nothing to do looks more often for what others have left
-_STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
+STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Seat:
         workers: How many there are.
         word: Where it is set, the training process acknowledges and says goodbye for this one, and knows it by this.
         run: Whose samples these are, and who may take this one's place.
+        place: Which of several ranks that training process is.
     """
 
     family: str
@@ -48,6 +50,7 @@ class Seat:
     workers: int = 1
     word: str = ""
     run: Run | None = None
+    place: Place | None = None
 
     @property
     def acknowledges(self) -> bool:
@@ -66,6 +69,7 @@ class Found:
         ended: Nothing comes any more.
         stuck: Nothing comes before the samples of the batch in the making are acknowledged: they are the oldest of a
             full ring, which cannot make room while they are held; as when a dead reader's samples were taken over.
+        whole: The batch in the making gets no more; its round was small.
     """
 
     samples: Sequence[Given]
@@ -73,6 +77,7 @@ class Found:
     gone: int = 0
     ended: bool = False
     stuck: bool = False
+    whole: bool = False
 
 
 @dataclass
@@ -94,6 +99,9 @@ class Source(Protocol):
 
     def start(self) -> None:
         """Get ready; blocks until there is a ring."""
+
+    def begin(self) -> None:
+        """Get ready for another batch."""
 
     def take(self, count: int, most: int, holding: Sequence[int]) -> Found:
         """Give samples for a batch that has those in `holding` and needs `count`; blocks until there is one.
@@ -154,6 +162,9 @@ class GroupSource:
         self._join()
         self._heart.start()
 
+    def begin(self) -> None:
+        """Batches are all the same here."""
+
     def take(self, count: int, most: int, holding: Sequence[int]) -> Found:
         """Take samples; blocks until there is one.
 
@@ -178,9 +189,9 @@ class GroupSource:
                 return Found(taken.samples, taken.now_s, taken.gone)
             if taken.word == "END":
                 return Found((), ended=True)
-            if held_since and holding and time.monotonic() - held_since >= _STUCK_AFTER_S and self._is_stuck(holding):
+            if held_since and holding and time.monotonic() - held_since >= STUCK_AFTER_S and self._is_stuck(holding):
                 return Found((), stuck=True)
-            if held_since and not holding and time.monotonic() - held_since >= _STUCK_AFTER_S:
+            if held_since and not holding and time.monotonic() - held_since >= STUCK_AFTER_S:
                 self._check_checkpoints()
             self._check(waiting, held=taken.held)
             self._next_claim = min(self._next_claim, time.monotonic() + _IDLE_CLAIM_S)
