@@ -86,17 +86,25 @@ class Session:
         taking = self._options.group is not None
         return taking and bool(self._end.still_active()) and self.reader.pid == os.getpid()
 
-    def begin_anew(self) -> bool:
+    def begin_anew(self, moved: bool = False) -> bool:
         """Give the samples back that were handed out and never reached the training loop, because it was left.
+
+        Args:
+            moved: A worker's training process has begun another sitting: its former one is over anyway.
 
         Returns:
             Whether there were any; then this session is over.
         """
+        if self.reader.pid != os.getpid():
+            return True
         handed_out = {number for info in self._unacknowledged for number in info.unacknowledged}
-        if self._seat.acknowledges or not self.reader.source.holds(handed_out):
+        if self._seat.acknowledges or not (moved or self.reader.source.holds(handed_out)):
             return False
-        self.reader.leaves = True
-        self.close()
+        if self._end.still_active():
+            self.reader.leaves = True
+            self.close()
+        else:  # it came to its end, and left the goodbye to the training process
+            self.reader.source.close(leave=True)
         return True
 
     def close(self) -> None:
@@ -129,14 +137,15 @@ def warn_of_nothing(options: ReadOptions) -> None:
     log.warning("ring %s has ended%s: there was nothing to read", options.ring, whose)
 
 
-def raise_if_drained(url: str | None, ring: str, group: str | None, held: int = 0) -> None:
+def raise_if_drained(url: str | None, ring: str, group: str | None, held: int | None = 0) -> None:
     """Raise RingEndedError if there is nothing more for a group; called where a reader has come to its end before.
 
     Args:
         url: The server's.
         ring: The ring's name.
         group: The group's.
-        held: So many samples of the group wait only for the reader's own next checkpoint.
+        held: So many samples of the group wait only for the reader's own next checkpoint; None: any number, since
+            other ranks, who came to the same end, may not have acknowledged their last batch yet.
     """
     connection = Connection(url)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
-from synthbroker import lanes, tensors
+from synthbroker import lanes, ranks, tensors
 from synthbroker.assemble import Finish
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
@@ -20,6 +20,7 @@ from synthbroker.loading import Deputies
 from synthbroker.onto import Delivery, Parcel, open_harbour
 from synthbroker.options import ReadOptions
 from synthbroker.progress import Progress, run_of
+from synthbroker.ranks import Place
 from synthbroker.ring import Ring
 from synthbroker.seats import Seat
 
@@ -53,6 +54,10 @@ class RingDataset(IterableDataset[Any]):
     Args:
         pin_memory: Give batches in page-locked memory, received and unpacked straight into it; with worker processes
             `loader()` lets torch's DataLoader copy them there.
+        rank: Number of this process among those that train together, from 0; without it torch.distributed says so where
+            it is initialised when an iteration begins, else the environment does (RANK and WORLD_SIZE, as torchrun sets
+            them). Several ranks are dealt whole rounds: each gets the same number of batches.
+        world_size: How many ranks there are; 1: this process reads on its own account, whatever the environment says.
         device: A GPU, like "cuda:0", or "cpu". Batches are copied there ahead of the training loop, and the stream that
             is current where a batch is asked for waits for its copy. Of what a user's `collate` makes, tensors in
             dicts, lists and tuples are copied. With worker processes use `loader()`: it copies in the training process.
@@ -61,7 +66,8 @@ class RingDataset(IterableDataset[Any]):
         ValueError: The device is not there.
         StarvedError: There was no sample for `wait_s`, or nobody makes any and `on_starve` says "raise".
         RingEndedError: The ring has ended, and this dataset has come to its end before.
-        RingMismatchError: The group is read with another `reuse`.
+        RingMismatchError: The group is read with another `reuse`, or the ranks differ in how they read it.
+        ShutOutError: A newer life of this training reads with the same ranks.
         ServerGoneError: The server did not answer for `reconnect_s`.
     """
 
@@ -90,7 +96,11 @@ class RingDataset(IterableDataset[Any]):
         on_gone: str = "raise",
         pin_memory: bool = False,
         device: Any = None,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
+        ranks.check_rank(rank, world_size)
+        self._rank = rank, world_size
         device = lanes.check_device(device)
         self.device = None if device == "cpu" else device
         self.pin_memory = pin_memory
@@ -119,6 +129,8 @@ class RingDataset(IterableDataset[Any]):
         )
         self._run = run_of(self.options)
         self._progress: Progress | None = None
+        self._place: Place | None = None  # of the session
+        self._outside: Place | None = None  # in a worker process: the training process's
         self._session: Session | None = None
         self._deputies: Deputies | None = None
         self._ended = False
@@ -223,7 +235,11 @@ class RingDataset(IterableDataset[Any]):
     @property
     def progress(self) -> Progress:
         """What this process has trained on."""
-        self._progress = self._progress or Progress(self.options, self._run)
+        if self._progress is None:
+            place = self.find_place()
+            if place is not None and get_worker_info() is None:
+                self._run.name = place.family  # each rank keeps checkpoints of its own
+            self._progress = Progress(self.options, self._run)
         return self._progress
 
     def __iter__(self) -> Iterator[Any]:
@@ -232,13 +248,15 @@ class RingDataset(IterableDataset[Any]):
 
     def __len__(self) -> int:
         """Batches in one iteration, if `epoch_size` sets that."""
-        sizes = self.options.sizes(0, 1)
+        place = self.find_place()
+        sizes = self.options.sizes(0, 1, place.ranks if place else 1)
         if sizes is None:
             raise TypeError("a ring has no length; say epoch_size=N for iterations of N samples")
         return len(sizes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_session": None, "_deputies": None, "_delivery": None, "_progress": None}
+        own = dict.fromkeys(("_session", "_deputies", "_delivery", "_progress"))
+        return self.__dict__ | own | {"_outside": self.find_place()}
 
     @property
     def deputies(self) -> Deputies:
@@ -246,32 +264,59 @@ class RingDataset(IterableDataset[Any]):
         self._deputies = self._deputies or Deputies(self.options, self.progress)
         return self._deputies
 
-    def read(self, *, word: str = "", left: Callable[[], bool] | None = None) -> Iterator[tuple[Any, BatchInfo]]:
+    def find_place(self) -> Place | None:
+        """Say which of several ranks this process is; None where it reads on its own account."""
+        rank, count = self._rank
+        if self.options.group is None:
+            return None
+        if rank is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return ranks.find(rank, count, self.options.name)
+
+    def read(
+        self, *, word: str = "", left: Callable[[], bool] | None = None, place: Place | None = None
+    ) -> Iterator[tuple[Any, BatchInfo]]:
         """Iterate batches with their info beside them.
 
         Args:
             word: Where there is one, `Deputies` acknowledges.
             left: Says whether the training loop was left.
+            place: In a worker of `loader()`: which rank the training process is, and its sitting.
         """
-        if self._ended:
+        if self._ended and _alone(word):
             held = 0 if word else self.progress.unacknowledged()
-            raise_if_drained(self.options.url, self.options.ring, self.options.group, held)
-        if self._session is None or not self._session.usable or self._session.begin_anew():
-            worker = get_worker_info()
-            if worker and not word and self._run.checkpoints:
-                _refuse_worker("ack='checkpoint'")
-            self._delivery = self._delivery_here(by_loader=bool(word))
-            finish = replace(TORCH, memory=self._delivery.memory, ship=self._delivery.ship)
-            seat = Seat(
-                self._run.name, worker.id if worker else 0, worker.num_workers if worker else 1, word, self._run
-            )
-            progress = self.progress if self._run.checkpoints and not word else None
-            self._session = Session(self.options, finish, seat, lag=_WORKER_LAG if worker else 0, progress=progress)
+            many = self.find_place() is not None
+            raise_if_drained(self.options.url, self.options.ring, self.options.group, None if many else held)
+        if self._session is None or self._session.begin_anew(place != self._place) or not self._session.usable:
+            self._place = place if word else self._place_alone()
+            self._session = self._make_session(word)
         session = self._session
         self._ended = False
         for ready in session.batches(left):
             yield self._delivery.receive(ready.batch), ready.info
         self._ended = not session.usable
+
+    def _make_session(self, word: str) -> Session:
+        worker, place = get_worker_info(), self._place
+        if worker and not word and self._run.checkpoints:
+            _refuse_worker("ack='checkpoint'")
+        progress = self.progress if self._run.checkpoints and not word else None
+        self._delivery = self._delivery_here(by_loader=bool(word))
+        finish = replace(TORCH, memory=self._delivery.memory, ship=self._delivery.ship)
+        run = replace(self._run, name=place.family) if place and progress is None else self._run
+        which = (worker.id, worker.num_workers) if worker else (0, 1)
+        seat = Seat(run.name, *which, word, run, place)
+        return Session(self.options, finish, seat, lag=_WORKER_LAG if worker else 0, progress=progress)
+
+    def _place_alone(self) -> Place | None:
+        """Find the place of a reader that is not a worker of `loader()`, and begin a sitting."""
+        place = self.find_place()
+        if get_worker_info() is not None and (place or self._outside):
+            raise ValueError(
+                "several ranks with worker processes: iterate dataset.loader(num_workers=N) instead of a DataLoader, "
+                "because the workers of all ranks must agree on who reads what"
+            )
+        return ranks.seated(place, self.options) if place else None
 
     def _delivery_here(self, *, by_loader: bool) -> Delivery:
         """Make the delivery of this process; workers, who may have been forked, leave GPUs alone."""
@@ -300,11 +345,14 @@ class _WithInfo(IterableDataset[Any]):
         self.dataset = dataset
         self.word = ""  # set before the workers are started, which get a copy
         self.harbour = token_hex(8)  # where the training process takes parcels, if it does
+        self.place: Place | None = None
+        self.sitting = RawValue(c_long, 0)  # of the place; the processes that stay have another one in each iteration
         self.turn = RawValue(c_long, 0)  # counts iterations, for all processes: a worker must not wait in a former one
 
     def __iter__(self) -> Iterator[Any]:
         mine = self.turn.value
-        pairs = self.dataset.read(word=self.word, left=lambda: self.turn.value != mine)
+        place = self.place and replace(self.place, sitting=self.sitting.value)
+        pairs = self.dataset.read(word=self.word, left=lambda: self.turn.value != mine, place=place)
         return pairs if self.dataset.device is None else (Parcel(*pair, self.harbour) for pair in pairs)
 
     def __len__(self) -> int:
@@ -324,6 +372,7 @@ class RingLoader(DataLoader[Any]):
         for name in "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last":
             if name in options:
                 raise TypeError(f"loader() takes no {name}: RingDataset does (batch_size, collate, drop_last, ...)")
+        self._chose_order, self._left = "in_order" in options, False
         if num_workers and "in_order" in signature(DataLoader.__init__).parameters:  # since torch 2.6
             # Taken in turn, a worker that waits for samples stalls all that have some (pytorch#135409).
             options.setdefault("in_order", False)
@@ -356,15 +405,40 @@ class RingLoader(DataLoader[Any]):
             self._delivery = Delivery(dataset.device, ahead=dataset.options.prefetch)
             open_harbour(self._with_info.harbour, self._delivery)
         anew = not self.persistent_workers or self._iterator is None
-        self._with_info.word = dataset.deputies.begin(anew=anew)
+        place = dataset.find_place()
+        left, self._left = self._left, True
+        self._with_info.word = dataset.deputies.begin(anew=anew, ranks=place is not None, left=left)
+        self._sit_down(place, anew=anew or left)
         expected = None if dataset.options.epoch_size is None else len(dataset)
-        pairs: Iterator[Any] = super().__iter__()
-        if self._delivery is not None:
-            pairs = _unpacked(pairs, self._delivery)
         try:
-            yield from dataset.deputies.watch(pairs, expected=expected, stay=self.persistent_workers)
+            yield from dataset.deputies.watch(self._pairs(), expected=expected, stay=self.persistent_workers)
+            self._left = False
         finally:
             self._with_info.turn.value += 1
+
+    def _pairs(self) -> Iterator[Any]:
+        pairs = super().__iter__()
+        return pairs if self._delivery is None else _unpacked(pairs, self._delivery)
+
+    def _sit_down(self, place: Place | None, *, anew: bool) -> None:
+        """Tell the workers their training process's place among several ranks, if there are such."""
+        if place is None:
+            return
+        if anew:
+            self._with_info.place = ranks.seated(place, self._with_info.dataset.options)
+            self._with_info.sitting.value = self._with_info.place.sitting
+        if not self._chose_order:
+            self.in_order = True  # a step of one rank is then that of the others
+
+
+def _alone(word: str) -> bool:
+    """Say whether one reader may end an iteration with an error: with others beside it, their batches would be lost.
+
+    The training process tells when the ring is read (`Deputies`, known by their word); between workers of a plain
+    DataLoader nobody can.
+    """
+    worker = get_worker_info()
+    return not word and (worker is None or worker.num_workers == 1)
 
 
 def _unpacked(parcels: Iterator[Any], delivery: Delivery) -> Iterator[tuple[Any, BatchInfo]]:

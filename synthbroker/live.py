@@ -38,6 +38,9 @@ class LiveSource:
                 self._stop,
             )
 
+    def begin(self) -> None:
+        """Batches are all the same here."""
+
     def take(self, count: int, most: int, holding: Sequence[int]) -> Found:  # noqa: ARG002 - nothing is held here
         """Read the next entries; fewer workers' numbers are passed over."""
         found: list[Given] = []

@@ -46,7 +46,7 @@ class Deputies:
         # At exit after the workers were ended, which have priority 0.
         self._at_exit = Finalize(self, _say_goodbye, (options, self._words), exitpriority=-10)
 
-    def begin(self, *, anew: bool) -> str:
+    def begin(self, *, anew: bool, ranks: bool = False, left: bool = False) -> str:
         """Get ready for another iteration; returns the word by which its readers are known.
 
         A loop that was left with `break` has trained on the batch it had: asking again says so. What else its readers
@@ -54,9 +54,11 @@ class Deputies:
 
         Args:
             anew: With new workers, not with those that are there.
+            ranks: This is one of several ranks.
+            left: The iteration before was left by the training loop.
         """
         if self._ended:
-            held = self._progress.unacknowledged()
+            held = None if ranks else self._progress.unacknowledged()
             raise_if_drained(self._options.url, self._options.ring, self._options.group, held)
             self._ended = False
         self._acknowledge()
@@ -64,6 +66,8 @@ class Deputies:
         if anew or not self._words:
             self.release()
             self._words.append(secrets.token_hex(4))
+        elif ranks and left:  # before any worker of this rank asks for more: the others shall find what comes again
+            _say_goodbye(self._options, list(self._words))
         return self._words[-1]
 
     def watch(self, pairs: Iterable[tuple[Any, BatchInfo]], *, expected: int | None, stay: bool) -> Iterator[Any]:
@@ -96,6 +100,7 @@ class Deputies:
         if not count:
             warn_of_nothing(self._options)
         if not stay:
+            del pairs  # ends the workers: what they took after the goodbye would be nobody's for a while
             self.release()
 
     def release(self) -> None:

@@ -49,7 +49,8 @@ class ReadOptions:
         fields: Take only these, as tuples in this order.
         producers: Take only samples of producers with these names.
         min_fill: Begin when so many samples are in the ring.
-        epoch_size: Samples in one iteration; without it an iteration goes on until the ring ends.
+        epoch_size: Samples in one iteration, of all ranks together; without it an iteration goes on until the ring
+            ends.
         reconnect_s: How long to try to reach a server that went away, in seconds.
         claim_after_s: A reader silent for so long is dead, and its samples are given to others.
         name: Who this is: a newer reader of the same name, in the same group, shuts this one out and takes its
@@ -112,12 +113,15 @@ class ReadOptions:
             raise ValueError(f"reuse must be a whole number from 1, or 'inf', got {self.reuse!r}")
         return str(self.reuse)
 
-    def sizes(self, worker: int, workers: int) -> list[int] | None:
-        """List the batch sizes of one iteration for one of several workers; None where it has no set length."""
+    def sizes(self, worker: int, workers: int, ranks: int = 1) -> list[int] | None:
+        """List the batch sizes of one iteration for one of several workers; None where it has no set length.
+
+        An epoch's samples are those of all ranks; each has the same batches, if need be with a sample more.
+        """
         if self.epoch_size is None:
             return None
-        full, rest = divmod(self.epoch_size, self.batch_size)
-        sizes = [self.batch_size] * full + ([rest] if rest and not self.drop_last else [])
+        full, rest = divmod(self.epoch_size, self.batch_size * ranks)
+        sizes = [self.batch_size] * full + ([-(-rest // ranks)] if rest and not self.drop_last else [])
         return sizes[worker::workers]
 
 

@@ -22,6 +22,7 @@ from synthbroker.options import ReadOptions
 from synthbroker.pool import Pool
 from synthbroker.replies import Given
 from synthbroker.ring import Ring
+from synthbroker.rounds import RoundSource
 from synthbroker.seats import Counts, Found, Seat, Source
 from synthbroker.source import GroupSource
 from synthbroker.wire import Entry
@@ -60,14 +61,16 @@ class Reader:
     def __init__(self, options: ReadOptions, finish: Finish, seat: Seat) -> None:
         self.options, self.pid, self.counts = options, os.getpid(), Counts()
         self.leaves = seat.acknowledges
-        self.sizes = options.sizes(seat.worker, seat.workers)
+        self.sizes = options.sizes(seat.worker, seat.workers, seat.place.ranks if seat.place else 1)
         self._finish = finish
         self._stop = Event()
         self._ring = Ring(Connection(options.url), options.ring)
         self.source: Source = (
             LiveSource(self._ring, options, seat, self._stop)
             if options.group is None
-            else GroupSource(self._ring, options, seat, self.counts, self._stop, self._is_idle, self._rest)
+            else (RoundSource if seat.place else GroupSource)(
+                self._ring, options, seat, self.counts, self._stop, self._is_idle, self._rest
+            )
         )
         self._ready: deque[Ready] = deque()
         self._ready_bytes = 0
@@ -193,7 +196,8 @@ class Reader:
         """Make one batch; False at the end."""
         assembly = Assembly(self._planned(), size)
         found, cut = Found(()), False
-        while assembly.missing and not found.ended and not found.stuck:
+        self.source.begin()
+        while assembly.missing and not (found.ended or found.stuck or found.whole):
             if not self._in_hand:
                 self.flush()
                 found = self.source.take(assembly.missing, self._most(), assembly.holding)
@@ -211,7 +215,7 @@ class Reader:
         if found.stuck:
             log.warning("ring %s is full and waits for an incomplete batch: giving it out", self._ring.name)
         if assembly.placed:
-            self._offer(assembly, full=found.stuck or cut or not assembly.missing)
+            self._offer(assembly, full=found.stuck or found.whole or cut or not assembly.missing)
         return not found.ended
 
     def _carry_over(self, assembly: Assembly) -> bool:

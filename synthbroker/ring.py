@@ -11,6 +11,7 @@ Keys, all with the ring's name as hash tag, so that a ring is one slot of a Redi
 | `sb:{ring}:group:<g>`, `:uses:<g>` | hash, sorted set | a group's counters; how often it used what it may reuse |
 | `sb:{ring}:runs:<g>`, `:evicted:<g>` | hash, sorted set | training runs' checkpoints (`lua/runs.lua`); their losses |
 | `sb:{ring}:unsettled:<g>` | hash | while a server that lost something is told what its readers know (`losses`) |
+| `sb:{ring}:rounds:<g>` | hash | what several ranks are dealt in whole rounds, and who they are |
 | `sb:{ring}:producers`, `:consumers` | sorted sets | who, by last heartbeat; details in the hashes `…:about` |
 | `sb:{ring}:seqs`, `:leases` | hashes | for each producer: incarnation and last sequence number; its lease on room |
 | `sb:{ring}:room` | stream | a line when room was made or the ring ended; waiting producers block on it |
@@ -113,12 +114,12 @@ class Ring:
         while self._script("drop", group)[0] == b"MORE":
             pass
 
-    def is_drained(self, group: str, held: int = 0) -> bool:
-        """Say whether the ring has ended and a group has been given, and has acknowledged, everything but so many."""
+    def is_drained(self, group: str, held: int | None = 0) -> bool:
+        """Say whether the ring has ended and a group has been given all, and has acknowledged all but so many."""
         meta = self.read_meta()
         found = {name.decode(): (int(delivered), int(pending)) for name, delivered, pending, *_ in self.snapshot()[5]}
         delivered, pending = found.get(group, (0, 0))
-        return meta.ended and max(delivered, meta.first - 1) >= meta.next - 1 and pending <= held
+        return meta.ended and max(delivered, meta.first - 1) >= meta.next - 1 and (held is None or pending <= held)
 
     def snapshot(self) -> Reply:
         """Read everything about the ring at one instant, as `snapshot.lua` says it."""
@@ -298,18 +299,23 @@ class Ring:
             fresh_only: Nothing that was given before, whatever `reuse` allows.
         """
         seed, most = random.getrandbits(31), max(count, most)
-        told = (self.epoch, group, who, count, min_fill, claim_after_s, seed, -most if fresh_only else most, *producers)
+        told = (group, who, count, min_fill, claim_after_s, seed, -most if fresh_only else most, *producers)
+        return self.giving("take", told)[1]
+
+    def giving(self, name: str, told: Sequence[Any]) -> tuple[str, Taken | None]:
+        """Run a script that gives samples; gives its first word, and what it gave, None where the word is another."""
         with self.connection.line() as line:
-            reply = self._checked(line.script("take", self._key("meta"), *told))
-            if reply[0] in (b"NOGROUP", b"REJOIN"):
-                return None
+            reply = self._checked(line.script(name, self._key("meta"), self.epoch, *told))
+            word = reply[0].decode()
+            if word not in ("OK", "EMPTY", "END", "UNSETTLED"):
+                return word, None
             numbers, uses = reply[4::2], reply[5::2]
             found = self._read_entries(line, numbers)
         samples = tuple(
             [Given(n, used, replies.fields_of(found[n])) for n, used in zip(numbers, uses, strict=True) if n in found]
         )
         gone = len(numbers) - len(samples)
-        return Taken(reply[0].decode(), float(reply[1]), reply[2].decode(), reply[3] == b"1", samples, gone)
+        return word, Taken(word, float(reply[1]), reply[2].decode(), reply[3] == b"1", samples, gone)
 
     def _read_entries(self, line: Line, numbers: Sequence[int]) -> dict[int, Reply]:
         """Read entries by their numbers, those that are there: neighbours with one command."""
@@ -383,6 +389,10 @@ class Ring:
 
     def _key(self, name: str) -> str:
         return self.prefix + name
+
+    def script(self, name: str, *arguments: Any) -> Reply:
+        """Run a script that has a module of its own."""
+        return self._script(name, *arguments)
 
     def _script(self, name: str, *arguments: Any) -> Reply:
         return self._checked(self.connection.script(name, self._key("meta"), self.epoch, *arguments))

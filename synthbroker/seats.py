@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from synthbroker.ranks import Place
 from synthbroker.replies import Given, Meta
 from synthbroker.runs import Run
 
@@ -18,6 +19,7 @@ class Seat:
         workers: How many there are.
         word: Where it is set, the training process acknowledges and says goodbye for this one, and knows it by this.
         run: Whose samples these are, and who may take this one's place.
+        place: Which of several ranks that training process is.
     """
 
     family: str
@@ -25,6 +27,7 @@ class Seat:
     workers: int = 1
     word: str = ""
     run: Run | None = None
+    place: Place | None = None
 
     @property
     def acknowledges(self) -> bool:
@@ -43,6 +46,7 @@ class Found:
         ended: Nothing comes any more.
         stuck: Nothing comes before the samples of the batch in the making are acknowledged: they are the oldest of a
             full ring, which cannot make room while they are held; as when a dead reader's samples were taken over.
+        whole: The batch in the making gets no more; its round was small.
     """
 
     samples: Sequence[Given]
@@ -50,6 +54,7 @@ class Found:
     gone: int = 0
     ended: bool = False
     stuck: bool = False
+    whole: bool = False
 
 
 @dataclass
@@ -71,6 +76,9 @@ class Source(Protocol):
 
     def start(self) -> None:
         """Get ready; blocks until there is a ring."""
+
+    def begin(self) -> None:
+        """Get ready for another batch."""
 
     def take(self, count: int, most: int, holding: Sequence[int]) -> Found:
         """Give samples for a batch that has those in `holding` and needs `count`; blocks until there is one.

@@ -87,6 +87,35 @@ def job() -> Job:
     )
 
 
+def rank() -> tuple[int, int] | None:
+    """Say which of how many ranks this process is, as torchrun tells it; None where that is not said.
+
+    Raises:
+        ValueError: RANK or WORLD_SIZE is no whole number.
+    """
+    number, count = _read_int("RANK"), _read_int("WORLD_SIZE")
+    return None if number is None or count is None else (number, count)
+
+
+def run() -> tuple[str, int]:
+    """Name the run that all ranks of a training belong to, and say which attempt at it this is.
+
+    Returns:
+        torchrun's run id, else SLURM's job, else the master's address and port, else nothing: ""; and how often
+        torchrun or SLURM has restarted it.
+
+    Raises:
+        ValueError: A count of restarts is no whole number.
+    """
+    elastic, job = _read("TORCHELASTIC_RUN_ID"), _read("SLURM_JOB_ID")
+    if elastic not in (None, "none"):  # "none" is what torchrun says where the user did not name the run
+        return f"torchrun-{elastic}", _read_int("TORCHELASTIC_RESTART_COUNT") or 0
+    if job is not None:
+        return f"slurm-{job}", _read_int("SLURM_RESTART_COUNT") or 0
+    address, port = _read("MASTER_ADDR"), _read("MASTER_PORT")
+    return (f"{address or 'localhost'}-{port}" if port else ""), _read_int("TORCHELASTIC_RESTART_COUNT") or 0
+
+
 def visible_gpus() -> int | None:
     """Count the GPUs that CUDA_VISIBLE_DEVICES names; None where it does not say."""
     text = _read("CUDA_VISIBLE_DEVICES")

@@ -32,7 +32,7 @@ log = logging.getLogger("synthbroker")
 _MOST_RECOVERED = 10_000
 _IDLE_CLAIM_S = 0.5  # who has nothing to do looks more often for what others have left
 _SETTLING_S = 0.05
-_STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
+STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
 
 
 class GroupSource:
@@ -81,6 +81,9 @@ class GroupSource:
         self._join()
         self._heart.start()
 
+    def begin(self) -> None:
+        """Batches are all the same here."""
+
     def take(self, count: int, most: int, holding: Sequence[int]) -> Found:
         """Take samples; blocks until there is one.
 
@@ -110,9 +113,9 @@ class GroupSource:
                 return Found(taken.samples, taken.now_s, taken.gone)
             if taken.word == "END":
                 return Found((), ended=True)
-            if held_since and holding and time.monotonic() - held_since >= _STUCK_AFTER_S and self._is_stuck(holding):
+            if held_since and holding and time.monotonic() - held_since >= STUCK_AFTER_S and self._is_stuck(holding):
                 return Found((), stuck=True)
-            if held_since and not holding and time.monotonic() - held_since >= _STUCK_AFTER_S:
+            if held_since and not holding and time.monotonic() - held_since >= STUCK_AFTER_S:
                 self._check_checkpoints()
             self._check(waiting, held=taken.held)
             self._next_claim = min(self._next_claim, time.monotonic() + _IDLE_CLAIM_S)

@@ -376,8 +376,7 @@ class Model:
         for old in [one for one in known if one.done][:-16]:
             known.remove(old)
         group.evicted -= {(run, number) for number in settled}
-        acknowledged, doubled, _ = self.acknowledge(name, [number for number in settled if number >= self.first])
-        return acknowledged, doubled, sum(number < self.first for number in settled)
+        return self.acknowledge(name, settled)
 
     def resume(
         self, name: str, run: str, token: str, *, go_on: bool

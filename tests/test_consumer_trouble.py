@@ -10,7 +10,7 @@ import pytest
 import synthbroker as sb
 from lossy import lossy
 from servers import RealServer, eventually
-from synthbroker.ring import Ring
+from synthbroker.inflow import Inflow
 from tools import (
     IN_PARTS,
     SOON_S,
@@ -119,14 +119,15 @@ def test_a_slow_reader_is_given_whole_samples_and_its_losses_are_counted(server,
 
 def test_a_sample_evicted_while_it_is_read_is_overrun_not_damaged(server, ring_name, monkeypatch):
     fill(server, ring_name, range(5), size=ITS_OWN, when_full="drop-oldest", max_samples=5, producers=2)
-    parts, times = Ring.parts, itertools.count()
+    want, times = Inflow.want, itertools.count()
 
-    def late(ring, slices):
-        if next(times) == 1:
+    def late(inflow, slices):
+        slices = list(slices)
+        if slices and next(times) == 1:
             fill(server, ring_name, range(5, 10), size=ITS_OWN, producers=2)
-        return parts(ring, slices)
+        want(inflow, slices)
 
-    monkeypatch.setattr(Ring, "parts", late)
+    monkeypatch.setattr(Inflow, "want", late)
     consumer = sb.Consumer(server.url, ring=ring_name, group="g", batch_size=2)
     assert drain(consumer) == [0, 5, 6, 7, 8, 9]
     assert reasons(server, ring_name) == []
@@ -154,6 +155,25 @@ def test_an_answer_that_is_lost_loses_and_doubles_nothing(own_server: OwnServer,
                 fill(server, ring_name, range(60, 64), size=size, producers=2)
         assert line.lost >= (1 if request_ in ("join", "XREAD", "GET") else 3)
     assert sorted(seen) == list(range(64))
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
+def test_an_answer_that_is_lost_after_the_server_was_emptied_loses_nothing(own_server: OwnServer, ring_name):
+    server = own_server()
+    fill(server, ring_name, range(60), producers=2)
+    with lossy(server) as line:
+        stream = iter(sb.Consumer(line.url, ring=ring_name, group="g", batch_size=4, prefetch=1, wait_s=SOON_S))
+        assert drain(itertools.islice(stream, 15)) == list(range(60))
+        server.client().flushall()
+        fill(server, ring_name, range(100, 140))
+        seen = []
+        for round_, batch in enumerate(stream):
+            seen += values(batch)
+            if round_ in (0, 2, 4):
+                line.lose_answer_to("take")
+        assert line.lost
+    assert sorted(seen) == list(range(100, 140))
     assert pending(server, ring_name, "g") == []
     check_ledger(server, ring_name, "g")
 
@@ -189,15 +209,15 @@ def test_a_server_that_comes_back_empty_while_a_sample_is_received_is_read_on(
     for i in range(5):
         out.put(number(i, ITS_OWN))
     out.flush()
-    parts, asked, restarted = Ring.parts, [], threading.Event()
+    receive, asked, restarted = Inflow.receive, [], threading.Event()
 
-    def late(ring, slices):
-        asked.append(slices)
+    def late(inflow, memory):
+        asked.append(memory)
         if len(asked) == 1:
             assert restarted.wait(SOON_S)
-        return parts(ring, slices)
+        return receive(inflow, memory)
 
-    monkeypatch.setattr(Ring, "parts", late)
+    monkeypatch.setattr(Inflow, "receive", late)
     stream = iter(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=4, wait_s=SOON_S))
     rest = background(lambda: drain(stream))
     waits(rest, lambda: asked, "it is receiving")

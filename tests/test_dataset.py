@@ -9,9 +9,10 @@ import time
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 import synthbroker as sb
+import synthbroker.dataset as datasets
 from servers import eventually
 from tools import (
     IN_PARTS,
@@ -254,6 +255,41 @@ def test_a_worker_without_a_batch_in_an_epoch_keeps_nothing_from_the_others(serv
     epochs = [drain(loader) for _ in range(5)]
     assert sorted(itertools.chain(*epochs)) == list(range(10))
     assert [len(epoch) for epoch in epochs] == [2] * 5
+
+
+def test_a_worker_that_came_to_the_end_does_not_cost_what_another_one_still_has(
+    server, ring_name, dataset, monkeypatch
+):
+    """Its looking once more whether all is read may come after the other one's last batch was acknowledged."""
+    fill(server, ring_name, range(4))
+    look = datasets.raise_if_drained
+
+    def look_late(*which):
+        if get_worker_info() is not None:
+            eventually(lambda: pending(server, ring_name, "g") == [], "the other one's batch was acknowledged")
+        look(*which)
+
+    monkeypatch.setattr(datasets, "raise_if_drained", look_late)
+    others_have_the_rest = multiprocessing.get_context("fork").Event()
+
+    def hold_the_first_worker(sample):
+        assert get_worker_info().id or others_have_the_rest.wait(SOON_S)
+        return sample
+
+    data = dataset(epoch_size=2, prefetch=4, transform=hold_the_first_worker)
+    loader = data.loader(num_workers=2, persistent_workers=True, multiprocessing_context="fork")
+    everything_is_taken = lambda: counters(server, ring_name, "g").get("delivered") == 4  # noqa: E731
+    waiting = background(lambda: (eventually(everything_is_taken, "taken"), others_have_the_rest.set()))
+    seen = []
+
+    def read_on():
+        for _ in range(10):
+            seen.extend(drain(loader))
+
+    with pytest.raises(sb.RingEndedError):
+        read_on()
+    waiting.result(SOON_S)
+    assert sorted(seen) == list(range(4))
 
 
 def test_without_an_epoch_there_is_no_length(dataset):

@@ -280,7 +280,10 @@ class RingMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self._runs())
     @rule(data=st.data(), late=seldom(5))
-    def a_run_stages(self, data: st.DataObject, late: bool) -> None:
+    def a_run_makes_a_checkpoint(self, data: st.DataObject, late: bool) -> None:
+        self._stage(data, late)
+
+    def _stage(self, data: st.DataObject, late: bool) -> None:
         group, name = self._draw_run(data)
         known = self.model.groups[group].runs[name].checkpoints
         held = [n for n, who in self.model.groups[group].pending.items() if who.startswith(f"{name}/")]
@@ -294,6 +297,22 @@ class RingMachine(RuleBasedStateMachine):
             token = f"{serial}.{run.life}"
             self.model.stage(group, name, token, numbers)
             runs.stage(self.rig.ring, group, run, token, ranges.of(numbers))
+
+    @precondition(lambda self: not self.model.block and self.model.seats())
+    @rule(data=st.data(), name=run_names, count=st.integers(2, 9))
+    def the_ring_turns_round_under_a_reader_of_a_run(self, data: st.DataObject, name: str, count: int) -> None:
+        group = data.draw(st.sampled_from(sorted({group for group, _ in self.model.seats()})))
+        if name not in self.model.groups[group].runs:
+            self.model.begin(group, name)
+            runs.shut_out(self.rig.ring, group, self._run(group, name))
+        self.join_group(group, f"{name}/0", REUSES[group])
+        taken = self.rig.take(Incarnation(f"{name}/0", "c1"), count, group)
+        given = [(sample.number, sample.uses) for sample in taken.samples]
+        said = self.model.take(group, f"{name}/0:c1", count, min_fill=1, claim=False, only="", given=given)
+        assert (taken.word, taken.held) == said
+        self._stage(data, late=False)
+        word, last = self.model.seqs["a"]
+        self._put("a", word, range(last + 1, last + 1 + count), 9000)
 
     @precondition(lambda self: self._runs())
     @rule(data=st.data())

@@ -200,6 +200,22 @@ def test_what_was_staged_and_evicted_is_done_with(rig: Rig) -> None:
     assert (seen["doubled"], seen["acknowledged"], seen["evicted_pending"]) == (0, 0, 3)
 
 
+def test_what_somebody_else_has_trained_on_meanwhile_is_doubled(rig: Rig) -> None:
+    rig.open(groups=(GROUP,), max_samples=4)
+    producer = rig.producer()
+    rig.put(producer, 1, 2, 3, 4)
+    run, who = begin(rig)
+    rig.numbers(who, 2)
+    stage(rig, run, 1, 1, 2)
+    rig.ring.leave_group(who, GROUP)
+    _, other = begin(rig, "g")
+    assert rig.numbers(other, 4, claim_after_s=1000) == [1, 2, 3, 4]
+    rig.ring.acknowledge(GROUP, [1, 2])
+    assert rig.put(producer, 5).word == "OK", "the first has left the ring"
+    runs.finish(rig.ring, GROUP, run, 1)
+    assert rig.balance().groups[GROUP]["doubled"] == 2
+
+
 def test_what_is_kept_is_not_given_again(rig: Rig) -> None:
     filled(rig, 6)
     _, who = begin(rig)
@@ -255,6 +271,18 @@ def test_with_its_group_a_run_is_forgotten(rig: Rig, gone: str) -> None:
             act()
     rig.reader(GROUP)
     assert not resume(rig, "f", "l2", token).known
+
+
+def test_what_is_remembered_of_a_large_checkpoint_is_bounded_and_whole(rig: Rig) -> None:
+    filled(rig, 1500)
+    run, who = begin(rig)
+    taken = rig.numbers(who, 1500)
+    stage(rig, run, 1, *taken[::2])
+    runs.finish(rig.ring, GROUP, run, 1)
+    assert rig.keys.hstrlen(rig.key(f"runs:{GROUP}"), f"f 1.{run.life}") <= 2002
+    later = resume(rig, "f", "l2", "").later
+    assert len(later) > 300
+    assert all(first == last and first % 2 for first, last in later)
 
 
 def test_many_numbers_are_finished_at_once(rig: Rig) -> None:

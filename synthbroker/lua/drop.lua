@@ -10,7 +10,8 @@ if name ~= '' then
   if not load_group(ring, name) then return {'NOGROUP'} end
   allow_bookkeeping()
   redis.call('xgroup', 'destroy', samples_key, name)
-  redis.call('unlink', group_key(name), uses_key(name), runs_key(name), evicted_key(name), unsettled_key(name))
+  redis.call('unlink', group_key(name), uses_key(name), runs_key(name), evicted_key(name), unsettled_key(name),
+    rounds_key(name))
   for _, member in ipairs(redis.call('zrange', consumers_key, 0, -1)) do
     if string.sub(member, 1, #name + 1) == name .. ' ' then
       redis.call('zrem', consumers_key, member)
@@ -29,7 +30,7 @@ if #lines > 0 then
 end
 for _, group in ipairs(groups) do
   redis.call('unlink', group_key(group.name), uses_key(group.name), runs_key(group.name), evicted_key(group.name),
-    unsettled_key(group.name))
+    unsettled_key(group.name), rounds_key(group.name))
 end
 redis.call('unlink', samples_key, index_key, leases_key, seqs_key, room_key, closed_key, quarantine_key, producers_key,
   consumers_key, producers_key .. ':about', consumers_key .. ':about', meta_key)

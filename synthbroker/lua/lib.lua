@@ -31,6 +31,7 @@ local function number_of(id) return tonumber(string.match(id, '^%d+')) end
 local function is_own(ring, id) return string.match(id, '^%d+%-0$') ~= nil and number_of(id) < ring.next end
 local function group_key(group) return prefix .. 'group:' .. group end
 local function uses_key(group) return prefix .. 'uses:' .. group end
+local function rounds_key(group) return prefix .. 'rounds:' .. group end
 local function runs_key(group) return prefix .. 'runs:' .. group end
 local function evicted_key(group) return prefix .. 'evicted:' .. group end
 -- The run that a consumer (run/worker:word) belongs to: a training process and its former selves.

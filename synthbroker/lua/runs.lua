@@ -3,6 +3,8 @@
 --   <run>                    time, life (the word of the process that is the run now), 1 where it keeps checkpoints
 --   <run> <serial>.<word>    a checkpoint: `s` staged or `d` done, and the numbers behind the one before, like 1-40,43
 
+local LONGEST_DONE = 2000
+
 -- A run as it is known: {name, life, tokens = {{serial, field, done, numbers}...} by serial}; life nil: not known.
 local function load_run(group, name)
   local run = {name = name, tokens = {}}
@@ -80,17 +82,25 @@ local function forgive(group, members)
   end
 end
 
+-- The first ranges of a text like 1-40,43: enough to be named.
+local function beginning_of(numbers)
+  if #numbers <= LONGEST_DONE then return numbers end
+  return string.match(string.sub(numbers, 1, LONGEST_DONE), '^(.*),')
+end
+
 -- Acknowledges what a run has staged up to a checkpoint; returns acknowledged, doubled, late (see ack.lua).
 local function finish(ring, group, run, serial)
   local ids, late, texts, done = {}, 0, {}, {}
   for _, token in ipairs(run.tokens) do
     if not token.done and token.serial <= serial then
       each_range(token.numbers, function(first, last)
-        late = late + math.max(math.min(last + 1, ring.first) - first, 0)
-        for number = math.max(first, ring.first), last do ids[#ids + 1] = id_of(number) end
+        local gone = math.max(math.min(last + 1, ring.first) - first, 0)
+        if ring.block then gone = 0 end  -- what it has evicted was acknowledged: by somebody else, who had it too
+        late = late + gone
+        for number = first + gone, last do ids[#ids + 1] = id_of(number) end
       end)
       texts[#texts + 1] = token.numbers
-      redis.call('hset', runs_key(group.name), token.field, 'd ' .. string.sub(token.numbers, 1, 2000))
+      redis.call('hset', runs_key(group.name), token.field, 'd ' .. beginning_of(token.numbers))
       token.done = true
     end
     if token.done then done[#done + 1] = token.field end

@@ -220,6 +220,8 @@ local function reply(word)
   return answer
 end
 
+-- What follows is take's alone: deal.lua has all above in front of it.
+
 allow_bookkeeping()
 if redis.call('xlen', samples_key) > ring.next - ring.first then sweep() end
 if ring.next - ring.first < tonumber(ARGV[5]) and not ring.ended then return reply('EMPTY') end

@@ -1,0 +1,139 @@
+"""The commands with which ranks are dealt whole rounds (`lua/seat.lua`, `lua/deal.lua`)."""
+
+import random
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from synthbroker.errors import RingMismatchError, ShutOutError
+from synthbroker.replies import Incarnation, Reply, Taken
+from synthbroker.ring import Ring
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What all ranks of a run must agree on.
+
+    Attributes:
+        ranks: How many there are.
+        share: Samples of one rank in a round.
+        rounds: So many in an epoch; 0: no epochs.
+        last_share: Samples of one rank in an epoch's last round.
+        drop_last: An incomplete last round is for nobody.
+        epoch_size: As the user said it.
+    """
+
+    ranks: int
+    share: int
+    rounds: int
+    last_share: int
+    drop_last: bool
+    epoch_size: int | None
+
+    def __str__(self) -> str:
+        return (
+            f"world_size={self.ranks}, batch_size={self.share}, epoch_size={self.epoch_size}, "
+            f"drop_last={self.drop_last}"
+        )
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Another run has the group's table; one of its readers was last seen at `seen_s`, by the server's clock."""
+
+    run: str
+    attempt: str
+    seen_s: float
+
+
+def sit(
+    ring: Ring,
+    group: str,
+    reader: Incarnation,
+    *,
+    run: str,
+    attempt: str,
+    rules: Rules,
+    rank: int,
+    word: str,
+    claim_after_s: float,
+    had: str,
+) -> str | Busy:
+    """Take a rank's seat; gives the table's generation.
+
+    Args:
+        ring: The ring.
+        group: The group; the reader has joined it.
+        reader: Who asks.
+        run: The run, the same for all ranks.
+        attempt: Which attempt at it.
+        rules: What all ranks must agree on.
+        rank: Which rank.
+        word: This life of its process.
+        claim_after_s: A run whose readers are silent for so long is dead.
+        had: The generation that this reader had a seat in, if any.
+
+    Raises:
+        RingMismatchError: The other ranks have other rules; names both.
+        ShutOutError: A newer life of this run has the table.
+    """
+    told = (run, attempt, str(rules), rank, word, claim_after_s, had, secrets.token_hex(4), reader)
+    reply = _seat(ring, group, *told)
+    if reply[0] == b"TERMS":
+        raise RingMismatchError(
+            f"ranks of run {run!r} differ in how they read group {group!r} of ring {ring.name!r}: others say "
+            f"{reply[1].decode()}; rank {rank} says {rules}. All must say the same"
+        )
+    if reply[0] == b"SHUT":
+        raise shut_out(ring, group, rank, reply[1].decode())
+    if reply[0] == b"BUSY":
+        return Busy(reply[1].decode(), reply[2].decode(), float(reply[3]))
+    generation: str = reply[1].decode()
+    return generation
+
+
+def rise(ring: Ring, group: str, reader: Incarnation, *, run: str, rank: int, had: str) -> None:
+    """Say that a reader, which has left the group, has left the table; the last one clears it."""
+    _seat(ring, group, run, "", "", rank, "", 0, had, "", reader)
+
+
+def shut_out(ring: Ring, group: str, rank: int, run: str) -> ShutOutError:
+    """Make the error for a rank whose run was begun anew by others."""
+    return ShutOutError(
+        f"a newer life of run {run!r} reads group {group!r} of ring {ring.name!r} in this one's place (rank {rank}): "
+        "start all ranks of a run together, give runs at the same time a name= and a group of their own"
+    )
+
+
+def deal(
+    ring: Ring,
+    group: str,
+    reader: Incarnation,
+    order: str,
+    *,
+    count: int = 0,
+    min_fill: int = 1,
+    claim_after_s: float = -1.0,
+    producers: Sequence[str] = (),
+) -> tuple[str, Taken | None]:
+    """Ask for a round, or for a spare sample.
+
+    Args:
+        ring: The ring.
+        group: The group.
+        reader: Who asks.
+        order: What for, as `deal.lua` says it.
+        count: So many spare samples.
+        min_fill: As for `Ring.take`.
+        claim_after_s: As for `Ring.take`.
+        producers: As for `Ring.take`.
+
+    Returns:
+        The script's first word, and what was taken with OK, EMPTY and END.
+    """
+    told = (group, reader, count, min_fill, claim_after_s, random.getrandbits(31), 0, *producers, order)
+    return ring.giving("deal", told)
+
+
+def _seat(ring: Ring, group: str, *told: object) -> Reply:
+    return ring.script("seat", group, *told)
