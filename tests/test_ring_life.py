@@ -61,7 +61,7 @@ def test_every_script_is_tried_without_a_ring() -> None:
     from pathlib import Path
 
     files = {path.stem for path in (Path(rings_module.__file__).parent / "lua").glob("*.lua")}
-    assert files - {name for name, _ in SCRIPTS} == {"lib", "runs", "open", "snapshot", "arrive"}
+    assert files - {name for name, _ in SCRIPTS} == {"lib", "runs", "open", "snapshot", "arrive", "deal", "seat"}
 
 
 def test_a_ring_that_is_not_there_is_missing(rig: Rig) -> None:
