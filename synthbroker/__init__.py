@@ -5,9 +5,11 @@ The names below are the public API. `RingDataset` and `RingLoader` import torch 
 
 from typing import TYPE_CHECKING, Any
 
+from synthbroker.audit import Audit, audit
 from synthbroker.batch import Batch, BatchInfo, TupleBatch
 from synthbroker.consumer import Consumer
 from synthbroker.errors import (
+    BadSamplesError,
     DamagedSampleError,
     EndpointError,
     GeneratorError,
@@ -30,11 +32,13 @@ from synthbroker.errors import (
     SynthbrokerError,
     UnacknowledgedError,
 )
-from synthbroker.monitor import RingStatus, status
+from synthbroker.monitor import status
 from synthbroker.peek import peek
 from synthbroker.producer import Producer
+from synthbroker.quarantine import BadSample, quarantine
 from synthbroker.sample import Sample
 from synthbroker.sender import ProducerStats
+from synthbroker.states import RingStatus
 from synthbroker.worker import WorkerInfo
 
 if TYPE_CHECKING:
@@ -43,6 +47,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
+    "BadSample",
+    "BadSamplesError",
     "Batch",
     "BatchInfo",
     "Consumer",
@@ -75,7 +82,9 @@ __all__ = [
     "TupleBatch",
     "UnacknowledgedError",
     "WorkerInfo",
+    "audit",
     "peek",
+    "quarantine",
     "status",
 ]
 

@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synthbroker import durable, generate, options, ring, schema, units
+from synthbroker import checks, durable, generate, options, ring, schema, units
 from synthbroker.bench import measures
 
 T = TypeVar("T")
@@ -31,7 +31,8 @@ def parser(version: str) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("synthbroker", description=DESCRIPTION, epilog=EXAMPLES, **_STYLE)
     top.add_argument("--version", action="version", version=f"synthbroker {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_serve, _add_generate, _add_status, _add_peek, _add_end, _add_drop, _add_env, _add_bench):
+    for add in (_add_serve, _add_generate, _add_status, _add_audit, _add_quarantine, _add_peek, _add_end, _add_drop,
+                _add_env, _add_bench):  # fmt: skip
         add(commands)
     return top
 
@@ -94,6 +95,11 @@ def _json_object(text: str) -> dict[str, Any]:
 @_checked
 def _schema(text: str) -> str:
     return str(schema.parse(text))
+
+
+@_checked
+def _checks(text: str) -> str:
+    return checks.text_of(checks.parse(text))
 
 
 @_checked
@@ -190,7 +196,9 @@ def _add_ring_options(command: argparse.ArgumentParser) -> None:
         help="like 'image:f32[1,*,*,*] label:u8[...]' (default: of the first sample)",
     )
     new("--info", type=_json_object, metavar="JSON", help="what readers should know, like '{\"classes\": 4}'")
-    new("--finite", action="store_true", default=None, help="keep samples with NaN or infinity out")
+    new("--checks", type=_checks, metavar="TEXT", help="keep samples out whose values are not so, like "
+        "'image:finite,range(0,1),varied label:range(0,3)'; * for all fields")  # fmt: skip
+    new("--finite", action="store_true", default=None, help="short for --checks '*:finite'")
     new("--reopen", action="store_true", help="begin a new run on a ring that has ended")
     sending = command.add_argument_group("sending").add_argument
     sending("--codec", default="auto", help="auto, lz4, zstd or raw (default: %(default)s)")
@@ -219,6 +227,31 @@ def _add_status(commands: _Commands) -> None:
     command.add_argument(
         "--every-s", type=_seconds, default=2.0, metavar="S", help="with --watch (default: %(default)g)"
     )
+
+
+def _add_audit(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "audit",
+        "count a ring through and prove that nothing is lost: exit code 0 if its books balance, 1 with each difference",
+        "  synthbroker audit brains\n  synthbroker audit brains --json | jq .balanced",
+    )
+    command.add_argument("ring", type=_ring_name)
+    command.add_argument("--json", action="store_true", help="everything, for programs")
+
+
+def _add_quarantine(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "quarantine",
+        "list the bad samples of a ring: when, which, whose, what was wrong, and the recipe that makes it again",
+        "  synthbroker quarantine brains\n"
+        "  synthbroker quarantine brains --json | jq '.[].recipe.seed'\n"
+        "  synthbroker quarantine brains --clear",
+    )
+    command.add_argument("ring", type=_ring_name)
+    command.add_argument("--json", action="store_true", help="everything, for programs")
+    command.add_argument("--clear", action="store_true", help="forget those that are shown; their count stays")
 
 
 def _add_peek(commands: _Commands) -> None:

@@ -23,6 +23,7 @@ from rich.text import Text
 import synthbroker
 from synthbroker import admin, arguments, monitor, pictures, report, server, settings, shell
 from synthbroker import ring as rings
+from synthbroker.audit import audit
 from synthbroker.bench import measures, place, plots, run, steps, table
 from synthbroker.bench.table import Block
 from synthbroker.connection import Connection
@@ -31,6 +32,7 @@ from synthbroker.endpoint import Endpoint
 from synthbroker.errors import SynthbrokerError
 from synthbroker.generate import Outcome, generate
 from synthbroker.peek import peek
+from synthbroker.quarantine import quarantine
 from synthbroker.server import ServerConfig
 from synthbroker.units import format_duration, format_size
 
@@ -129,7 +131,7 @@ def _summary(ring: str, outcome: Outcome) -> str:
     sizes = f"{format_size(outcome.raw_bytes)}, {format_size(outcome.payload_bytes)} sent"
     counts = [f"{outcome.samples} samples in ring {ring} ({sizes})"]
     if outcome.quarantined:
-        counts.append(f"{outcome.quarantined} were not finite and went to quarantine")
+        counts.append(f"{outcome.quarantined} failed the checks and went to quarantine")
     if outcome.unsent:
         counts.append(f"{outcome.unsent} were not sent")
     if outcome.blocked_s >= 1:
@@ -166,6 +168,26 @@ def _watch(console: Console, options: argparse.Namespace) -> None:
                 pause.wait(max(options.every_s, 0.1))
     except KeyboardInterrupt:
         return
+
+
+def _audit(options: argparse.Namespace) -> int:
+    found = audit(options.ring, url=options.url)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+    else:
+        _console().print(report.of_audit(found))
+    return 0 if found.balanced else 1
+
+
+def _quarantine(options: argparse.Namespace) -> int:
+    found = quarantine(options.ring, url=options.url, clear=options.clear)
+    if options.json:
+        print(json.dumps([dataclasses.asdict(one) for one in found], indent=1))
+    elif found:
+        _console().print(report.of_quarantine(found))
+    else:
+        print(f"ring {options.ring} has no bad samples in its quarantine")
+    return 0
 
 
 def _peek(options: argparse.Namespace) -> int:
@@ -259,6 +281,8 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
     "generate": _generate,
     "status": _status,
+    "audit": _audit,
+    "quarantine": _quarantine,
     "peek": _peek,
     "end": _end,
     "drop": _drop,

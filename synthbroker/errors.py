@@ -19,6 +19,7 @@ SynthbrokerError
 ├── StarvedError                no sample came within wait_s
 ├── UnacknowledgedError         the reader's own unacknowledged samples fill the ring
 ├── SchemaError                 a sample does not fit the ring's schema
+├── BadSamplesError             too many of a producer's samples failed the ring's checks
 ├── DamagedSampleError          bytes that are not a sample
 ├── GeneratorError              a worker of `generate` failed
 └── MissingExtraError           an optional package is not installed
@@ -98,6 +99,10 @@ class UnacknowledgedError(SynthbrokerError):
 
 class SchemaError(SynthbrokerError):
     """A sample does not fit the schema of its ring."""
+
+
+class BadSamplesError(SynthbrokerError):
+    """Too many of a producer's latest samples went to quarantine."""
 
 
 class DamagedSampleError(SynthbrokerError):

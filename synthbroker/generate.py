@@ -32,7 +32,7 @@ class Outcome:
     Attributes:
         samples: Committed samples.
         raw_bytes, payload_bytes: Their size as tensors and on the wire.
-        quarantined: Samples that were not finite where the ring wants them to be.
+        quarantined: Samples that failed the checks of the ring, or their cast.
         unsent: Samples that were made, or half made, when the workers were stopped.
         blocked_s: Seconds that they waited for room in the ring, all together.
         signal: What stopped them; None where the generator had no more samples.

@@ -93,6 +93,17 @@ def read_head(data: bytes) -> Head:
         raise DamagedSampleError(f"a head that cannot be read: {error}") from error
 
 
+def recipe_in(data: bytes) -> dict[str, Any]:
+    """Read the recipe out of a head of which nothing else need be in order; empty where there is none to be read."""
+    if len(data) > LARGEST_HEAD_BYTES:
+        return {}
+    try:
+        text = msgpack.unpackb(data, max_ext_len=0)["r"]
+        return texts.recipe_of(text) if len(text) <= texts.LARGEST_TEXT_BYTES else {}
+    except (DamagedSampleError, ValueError, TypeError, KeyError, RecursionError, msgpack.UnpackException):
+        return {}
+
+
 def _read_new(data: bytes) -> Head:
     content = msgpack.unpackb(data, max_ext_len=0)
     if not isinstance(content, dict) or content.get("v") != VERSION:

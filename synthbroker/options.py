@@ -6,9 +6,10 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from synthbroker import checks as values
 from synthbroker import ring as rings
 from synthbroker import schema, settings, units
 from synthbroker.replies import Settings
@@ -134,6 +135,7 @@ def ring_settings(
     schema_text: str | None,
     info: Mapping[str, Any] | None,
     finite: bool | None,
+    checks: str | Mapping[str, str] | None,
 ) -> Settings:
     """Check what a producer asks of its ring; see `Producer` for the arguments.
 
@@ -153,10 +155,23 @@ def ring_settings(
         max_samples=max_samples,
         schema=None if schema_text is None else str(schema.parse(schema_text)),
         info=None if info is None else json.dumps(dict(info), sort_keys=True, allow_nan=False),
-        finite=finite,
+        checks=_checks_text(finite, checks, schema_text),
         producers=producers,
         groups=tuple(rings.check_name("group", group) for group in groups),
     )
+
+
+def _checks_text(finite: bool | None, checks: str | Mapping[str, str] | None, schema_text: str | None) -> str | None:
+    """Write the checks that a producer asks for; None where it asks for none in particular."""
+    if finite is None and checks is None:
+        return None
+    found = values.parse({} if checks is None else checks)
+    if finite:
+        every = found.get(values.EVERY, values.Check())
+        found[values.EVERY] = replace(every, finite=True)
+    if schema_text is not None:
+        values.check_schema(found, schema.parse(schema_text))
+    return values.text_of(found)
 
 
 def producer_name(name: str | None) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from synthbroker import cast as casts
-from synthbroker import staging, tensors, texts, wire
+from synthbroker import checks, staging, texts, wire
+from synthbroker.checks import Checks
 from synthbroker.choose import Chooser
 from synthbroker.codec import RAW
 from synthbroker.lanes import Flight
@@ -16,6 +17,7 @@ from synthbroker.pool import Pool
 from synthbroker.schema import Array
 from synthbroker.staging import OnGpu
 from synthbroker.texts import Texts
+from synthbroker.twins import TwinWatch
 from synthbroker.wire import Encoded
 
 ENCODERS = 2
@@ -77,6 +79,7 @@ class Packer:
         cast: What the user said (`cast`).
         spoiled: Called with the reason and the recipe of a sample that cannot go into the ring.
         keep_bytes: So much memory for copies is kept when it is free.
+        watch: Sees the content of some samples.
 
     Raises:
         TypeError, ValueError: No such codec or cast.
@@ -88,11 +91,12 @@ class Packer:
         cast: Mapping[str, str] | None,
         spoiled: Callable[[str, dict[str, Any]], None],
         keep_bytes: int,
+        watch: TwinWatch,
     ) -> None:
         self.casts = casts.parse(cast)
         self.chooser = Chooser(codec, encoders=ENCODERS)
-        self.finite = False
-        self._spoiled = spoiled
+        self.checks: Checks = {}
+        self._spoiled, self._watch = spoiled, watch
         self._pool = Pool(keep_bytes)
         self._encoders = ThreadPoolExecutor(ENCODERS, "synthbroker-encoder")
 
@@ -107,24 +111,35 @@ class Packer:
 
     def pack(self, fields: Mapping[str, Array | OnGpu], along: Texts, *, copy: bool) -> Outgoing:
         """Take a sample over from the user, who may change it after this unless it is lent (`copy` is False)."""
-        nbytes = self.cost(fields)
+        nbytes, watched = self.cost(fields), self._watch.wants()
         staged = staging.fetch(fields, lent=not copy)
-        if not (self.finite or self.casts or staged.flights):
+        if not (self.checks or self.casts or staged.flights):
             if self.chooser.is_plain(staged.arrays):
-                return self._at_once(staged.arrays, dict.fromkeys(staged.arrays, RAW), along, nbytes, copy=copy)
+                plain = dict.fromkeys(staged.arrays, RAW)
+                return self._at_once(staged.arrays, plain, along, nbytes, copy=copy, watched=watched)
             if nbytes < _ASIDE_BYTES:
                 chosen = self.chooser.codecs_for(staged.arrays)
-                return self._at_once(staged.arrays, chosen, along, nbytes, copy=copy)
+                return self._at_once(staged.arrays, chosen, along, nbytes, copy=copy, watched=watched)
         own = {
             name: array if name in staged.own or not copy else self._copied(array)
             for name, array in staged.arrays.items()
         }
-        return Outgoing(nbytes, encode=partial(self._encode, own, along, staged.flights), submit=self._encoders.submit)
+        encode = partial(self._encode, own, along, staged.flights, watched)
+        return Outgoing(nbytes, encode=encode, submit=self._encoders.submit)
 
     def _at_once(
-        self, arrays: Mapping[str, Array], chosen: Mapping[str, str], along: Texts, nbytes: int, *, copy: bool
+        self,
+        arrays: Mapping[str, Array],
+        chosen: Mapping[str, str],
+        along: Texts,
+        nbytes: int,
+        *,
+        copy: bool,
+        watched: bool,
     ) -> Outgoing:
         plain = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
+        if watched:
+            self._watch.see(plain)
         return Outgoing(nbytes, wire.encode(plain, chosen, along, self._pool if copy else None))
 
     def _copied(self, array: Array) -> Array:
@@ -132,14 +147,18 @@ class Packer:
         np.copyto(own, array)
         return own
 
-    def _encode(self, arrays: Mapping[str, Array], along: Texts, flights: Sequence[Flight]) -> Encoded | None:
+    def _encode(
+        self, arrays: Mapping[str, Array], along: Texts, flights: Sequence[Flight], watched: bool
+    ) -> Encoded | None:
         for flight in flights:
             flight.wait()
         arrays = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
         cast, reason = casts.apply(arrays, self.casts)
-        if reason is None and self.finite:
-            reason = tensors.not_finite(cast)
+        if reason is None and self.checks:
+            reason = checks.failed(cast, self.checks)
         if reason is not None:
             self._spoiled(reason, texts.read_recipe(along))
             return None
+        if watched:
+            self._watch.see(cast)
         return wire.encode(cast, self.chooser.codecs_for(cast), along)

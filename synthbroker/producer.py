@@ -10,17 +10,20 @@ from threading import Event
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from synthbroker import books, losses, options, schema, settings, tensors, texts, units
 from synthbroker import cast as casts
-from synthbroker import losses, options, schema, settings, tensors, texts, units
+from synthbroker import checks as values
 from synthbroker import ring as rings
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
 from synthbroker.heart import Heart
 from synthbroker.packing import Packer
+from synthbroker.quality import Quality
 from synthbroker.replies import Meta, Settings
 from synthbroker.ring import Ring
 from synthbroker.schema import Schema, Shaped
 from synthbroker.sender import ProducerStats, Sender
+from synthbroker.twins import TwinWatch
 
 log = logging.getLogger("synthbroker")
 
@@ -49,7 +52,9 @@ class Producer:
         producers: The ring ends when so many producers have closed; 0: it ends by `synthbroker end`.
         schema: Like "image:f32[1,*,*,*] label:u8[...]"; else the first sample's fields, dtypes and shapes.
         info: What readers should know (number of classes, units); plain JSON.
-        finite: Samples with NaN or infinity go to quarantine instead of the ring.
+        checks: What values must be like, for each field, "*" for all: {"image": "finite,range(0,1),varied"} (`checks`);
+            samples that are not go to quarantine instead of the ring.
+        finite: Short for checks={"*": "finite"}, besides what else is checked.
         reopen: Begin a new run on a ring that has ended.
         name: Who this is, at most 100 letters, digits, `_ . -`; a newer producer of the same name shuts this one out.
         fields: Names for samples that are tuples.
@@ -77,6 +82,7 @@ class Producer:
         producers: int | None = None,
         schema: str | None = None,
         info: Mapping[str, Any] | None = None,
+        checks: str | Mapping[str, str] | None = None,
         finite: bool | None = None,
         reopen: bool = False,
         name: str | None = None,
@@ -91,21 +97,25 @@ class Producer:
         self._ring = Ring(self._connection, ring)
         schema = casts.noted(schema, casts.parse(cast))
         self._settings = options.ring_settings(
-            capacity, max_samples, when_full, groups, producers, schema, info, finite
+            capacity, max_samples, when_full, groups, producers, schema, info, finite, checks
         )
         self._reopen = reopen
         self.name = options.producer_name(name)
         options.check_names("fields", fields)
         self._fields = fields
         self._in_flight_bytes = units.parse_size(in_flight)
-        self._packer = Packer(codec, cast, self._quarantine, self._in_flight_bytes)
+        self._watch = TwinWatch(ring)
+        self._packer = Packer(codec, cast, self._quarantine, self._in_flight_bytes, self._watch)
         options.check_seconds("wait_s", wait_s)
         options.check_seconds("reconnect_s", reconnect_s)
         self._wait_s, self._reconnect_s = wait_s, reconnect_s
+        self._quality = Quality(ring, self.name)
         self._sender: Sender | None = None
         self._known: Settings | None = None  # how the ring was made, to make it again where the server lost it
         self._schema: Schema | None = None
         self._closed = False
+        self._put_until: float | None = None  # when the last put returned: what passes from then on is generating
+        self._generation_s, self._generated = 0.0, 0
 
     # -- what users call
 
@@ -131,8 +141,19 @@ class Producer:
         Raises:
             SchemaError: It does not fit the ring's schema; nothing is sent.
             TypeError, ValueError: Not a sample, recipe or metadata.
+            BadSamplesError: Most of the latest samples went to quarantine (`quality`).
             RingFullError, RingEndedError, ServerGoneError, ...: Raised by an earlier sample in the background.
         """
+        began = time.monotonic()
+        self._put(sample, recipe, metadata, copy=copy)
+        if self._put_until is not None:
+            self._generation_s += began - self._put_until
+            self._generated += 1
+        self._put_until = time.monotonic()
+
+    def _put(
+        self, sample: object, recipe: Mapping[str, Any] | None, metadata: Mapping[str, str] | None, *, copy: bool
+    ) -> None:
         given = tensors.as_sample(sample, self._fields)
         along = texts.pack_texts(metadata, recipe)
         sender = self._running()
@@ -176,7 +197,9 @@ class Producer:
 
     def flush(self, wait_s: float | None = None) -> bool:
         """Wait until everything put so far is in the ring; False if that took longer than `wait_s` seconds."""
-        return self._sender.flush(wait_s) if self._sender else True
+        done = self._sender.flush(wait_s) if self._sender else True
+        self._quality.check()
+        return done
 
     def close(self) -> None:
         """Flush, and say that this producer is done. Closing again does nothing."""
@@ -221,6 +244,7 @@ class Producer:
         if self._sender is None:
             self._sender = self._start()
         self._sender.check()
+        self._quality.check()
         return self._sender
 
     def _start(self) -> Sender:
@@ -232,6 +256,7 @@ class Producer:
             self._about,
             self._packer.chooser.sent,
             lambda: (self._meta.capacity_bytes, self._meta.max_samples),
+            self._quality,
             in_flight_bytes=self._in_flight_bytes,
             wait_s=self._wait_s,
             reconnect_s=self._reconnect_s,
@@ -245,7 +270,8 @@ class Producer:
         except BaseException:
             self._sender = None
             raise
-        self._heart = Heart(sender.beat, self._report, rings.BEAT_S)
+        self._heart = Heart(sender.beat, self._report, rings.BEAT_S, self._tell_digests)
+        self._watch.hurry = self._heart.hurry
         self._heart.start()
         atexit.register(self._at_exit)
         return sender
@@ -278,7 +304,9 @@ class Producer:
         self._schema = schema.parse(meta.schema) if meta.schema else None
         if self._schema is not None:
             casts.check(self._schema, self._packer.casts)
-        self._packer.finite = meta.finite
+        self._packer.checks = values.parse(meta.checks)
+        if self._schema is not None:
+            values.check_schema(self._packer.checks, self._schema)
 
     def _keep_trying(self, attempt: Callable[[], T]) -> T:
         return self._connection.keep_trying(attempt, self._reconnect_s, Event())
@@ -287,6 +315,7 @@ class Producer:
         """Give the ring's schema; the first sample of a new ring makes it."""
         if self._schema is None:
             inferred = str(casts.note(schema.infer(arrays), self._packer.casts))
+            values.check_schema(self._packer.checks, schema.parse(inferred))
             self._known = replace(self._known or self._settings, schema=inferred)
             self._keep_trying(self._open)  # another producer may have been first; then its schema decides
         assert self._schema is not None
@@ -295,7 +324,12 @@ class Producer:
         return self._schema
 
     def _quarantine(self, reason: str, recipe: Mapping[str, Any]) -> None:
+        self._quality.reason = reason
         self._keep_trying(lambda: self._ring.quarantine(reason=reason, producer=self.name, recipe=recipe))
+
+    def _tell_digests(self) -> None:
+        assert self._sender is not None
+        self._watch.tell(partial(books.tell_digests, self._ring, self._sender.who))
 
     def _close(self, *, done: bool, flush_s: float | None = None) -> int:
         sender, already = self._sender, self._closed
@@ -304,6 +338,8 @@ class Producer:
             return 0
         try:
             sender.flush(flush_s)
+            if done:
+                self._quality.check()
         except BaseException:
             done = False
             raise
@@ -320,6 +356,7 @@ class Producer:
         if left:
             log.warning("ring %s: %d samples of producer %s were not sent", self._ring.name, left, self.name)
         try:
+            self._tell_digests()
             sender.say_goodbye(closed=done)
         except SynthbrokerError as error:
             log.warning("ring %s: producer %s could not say goodbye: %s", self._ring.name, self.name, error)
@@ -339,6 +376,8 @@ class Producer:
         about: dict[str, Any] = {"host": job.host, "pid": job.pid, "state": self._state}
         if job.job_id is not None:
             about |= {"job_id": job.job_id, "array_task_id": job.array_task_id, "restart": job.restart_count}
+        if self._generated:
+            about["generation_s"] = round(self._generation_s / self._generated, 6)
         chosen = self._packer.chooser.described()
         return about | self._since("heartbeat") | ({"codec": chosen} if chosen else {})
 

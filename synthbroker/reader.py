@@ -17,6 +17,7 @@ from synthbroker.assemble import Assembly, Finish, MissingPartError, Plan, fetch
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
 from synthbroker.errors import DamagedSampleError, RingMissingError, SynthbrokerError
+from synthbroker.head import recipe_in
 from synthbroker.live import LiveSource
 from synthbroker.options import ReadOptions
 from synthbroker.pool import Pool
@@ -38,6 +39,8 @@ _BYTES_AT_ONCE = 64 << 20
 _MOST_AT_ONCE = 512
 _SMALL_BYTES = 1 << 18  # so much is made ready of what is in hand anyway
 _FLUSH_AFTER_S = 0.005
+_LONGEST_NAME = 100  # of what somebody else may have written
+_LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -327,8 +330,11 @@ class Reader:
     def _quarantine(self, given: Given, error: SynthbrokerError) -> None:
         self.counts.damaged += 1
         producer = given.fields.get(b"from", b"?").decode(errors="replace")
-        recipe = {"spec": given.fields.get(b"spec", b"").decode(errors="replace")[:200]}
-        note = partial(self._ring.quarantine, reason=str(error), producer=producer, recipe=recipe, number=given.number)
+        producer = (producer.rpartition(":")[0] or producer)[:_LONGEST_NAME]  # without its incarnation
+        spec = given.fields.get(b"spec", b"").decode(errors="replace")[:_LONGEST_REASON]
+        recipe = recipe_in(given.fields.get(b"head", b"")) or {"spec": spec}
+        reason = str(error)[:_LONGEST_REASON]
+        note = partial(self._ring.quarantine, reason=reason, producer=producer, recipe=recipe, number=given.number)
         self._keep_trying(note)
         if given.uses < 2:
             self.source.acknowledge(self._ring.epoch, [given.number])

@@ -29,20 +29,19 @@ class Settings:
     max_samples: int | None = None
     schema: str | None = None
     info: str | None = None
-    finite: bool | None = None
+    checks: str | None = None
     producers: int | None = None
     groups: tuple[str, ...] = ()
 
     def arguments(self) -> Iterator[tuple[str, str]]:
         """Give name and value as `open.lua` takes them."""
-        finite = None if self.finite is None else int(self.finite)
         values = {
             "when_full": self.when_full,
             "capacity": self.capacity_bytes,
             "max_samples": self.max_samples,
             "schema": self.schema,
             "info": self.info,
-            "finite": finite,
+            "checks": self.checks,
             "producers": self.producers,
             "groups": ",".join(self.groups),
         }
@@ -60,7 +59,7 @@ class Meta:
     max_samples: int
     schema: str
     info: dict[str, Any]
-    finite: bool
+    checks: str
     ended: bool
     first: int
     next: int
@@ -91,7 +90,7 @@ class Meta:
             max_samples=self.max_samples,
             schema=self.schema or None,
             info=self.raw["info"],
-            finite=self.finite,
+            checks=self.checks,
             producers=int(self.raw["producers"]),
         )
 
@@ -188,7 +187,7 @@ def read_meta(reply: Reply) -> Meta:
         max_samples=int(raw["max_samples"]),
         schema=raw["schema"],
         info=json.loads(raw["info"]),
-        finite=raw["finite"] == "1",
+        checks=raw["checks"],
         ended=raw["ended"] != "0",
         first=int(raw["first"]),
         next=int(raw["next"]),

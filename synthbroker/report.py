@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from synthbroker import schema
+from synthbroker.audit import Audit
 from synthbroker.batch import Batch
-from synthbroker.monitor import ConsumerStatus, GroupStatus, Ledger, ProducerStatus, RingStatus
+from synthbroker.ledger import Equation, Ledger
+from synthbroker.quarantine import BadSample
 from synthbroker.schema import Array
+from synthbroker.states import ConsumerStatus, GroupStatus, ProducerStatus, RingStatus, Twins
 from synthbroker.units import format_duration, format_size
 
 MOST_ROWS = 40
+_MOST_RECIPE = 200
 _STATES = {"alive": "green", "silent": "red", "left": "yellow", "closed": "dim"}
 
 
@@ -56,8 +61,22 @@ def _head_lines(status: RingStatus) -> Iterator[tuple[str, str | Text]]:
         yield "info", json.dumps(status.info)
     if status.expected_producers:
         yield "ends", f"when {status.expected_producers} producers are done, {status.closed_producers} are"
+    if status.wasted_s:
+        yield "wasted", Text(f"{format_duration(status.wasted_s)} of generating: no group has seen what left", "yellow")
+    if status.twins:
+        yield "twins", Text(_twins(status.twins), "red")
     if status.waiting:
         yield "waiting", Text("producers wait for room", "yellow")
+
+
+def _twins(twins: Sequence[Twins]) -> str:
+    lines = [
+        f"{one.second} sends what it sent in a former life (same seed?)"
+        if one.first == one.second
+        else f"{one.second} sends what {one.first} sends (same seed?): {one.samples} samples alike"
+        for one in twins[:MOST_ROWS]
+    ]
+    return "\n".join([*lines, *([f"and {len(twins) - MOST_ROWS} more"] if len(twins) > MOST_ROWS else [])])
 
 
 def _ages(status: RingStatus) -> str:
@@ -66,14 +85,22 @@ def _ages(status: RingStatus) -> str:
     return f", {format_duration(status.newest_age_s)} to {format_duration(status.oldest_age_s)} old"
 
 
-def _groups(groups: dict[str, GroupStatus]) -> Table:
+def _groups(groups: dict[str, GroupStatus]) -> RenderableType:
     names = ("delivered", "acknowledged", "pending", "unread", "lost", "evicted_pending", "reused", "redelivered",
              "doubled", "skipped")  # fmt: skip
-    table = _table("group", "reuse", *names)
+    table = _table("group", "reuse", *names, "wasted")
     for name, group in groups.items():
         numbers = [Text(str(getattr(group, field)), _alarm(field, getattr(group, field))) for field in names]
-        table.add_row(Text(name, "bold"), group.reuse or "-", *numbers)
-    return table
+        wasted = Text(format_duration(group.wasted_s), "red") if group.wasted_s else "-"
+        table.add_row(Text(name, "bold"), group.reuse or "-", *numbers, wasted)
+    return Group(table, *[Text(f"{name}: {_uses(group)}", "dim") for name, group in groups.items() if group.uses])
+
+
+def _uses(group: GroupStatus) -> str:
+    """Say how often the samples in the ring were used."""
+    return "of those in the ring " + ", ".join(
+        f"{count} used {'up to ' if int(times) > 8 else ''}{times}x" for times, count in group.uses.items()
+    )
 
 
 def _alarm(name: str, value: int) -> str:
@@ -113,9 +140,72 @@ def _ledger(ledger: Ledger) -> RenderableType:
     return Text("\n".join(["ledger: does not add up", *lines]), "red")
 
 
+def of_audit(audit: Audit) -> RenderableType:
+    """Show every law with its figures, what stands beside them, and each difference by name."""
+    table = _table("law", "figures", "difference")
+    for one in audit.equations:
+        sums = " + ".join(f"{term:,}" for term in one.terms)
+        off = Text(f"{one.difference:+,}", "red") if one.difference else Text("-", "dim")
+        table.add_row(one.law, f"{one.left:,} = {sums}" if not one.difference else f"{one.left:,} ≠ {sums}", off)
+    apart = [_apart(name, counts) for name, counts in audit.apart.items()]
+    parts: list[RenderableType] = [
+        Text.assemble((f"ring {audit.ring}", "bold"), f" on {audit.where}, epoch {audit.epoch}"),
+        Text(f"{audit.live:,} samples, {format_size(audit.bytes)}, {audit.parts:,} parts{_meanwhile(audit)}"),
+        "",
+        table,
+        "",
+        *[Text(line) for line in apart],
+        Text(
+            f"under way: room for {audit.leased_samples:,} samples, {format_size(audit.leased_bytes)}; "
+            f"{audit.expired_leases} leases past their end, {audit.foreign} entries in the stream that are not ours"
+        ),
+    ]
+    return Group(*parts, "", _verdict(audit.equations, audit.details))
+
+
+def of_quarantine(samples: Sequence[BadSample]) -> RenderableType:
+    """List bad samples, the oldest first."""
+    table = _table("noted", "sample", "producer", "reason", "recipe")
+    for one in samples:
+        noted = datetime.fromtimestamp(one.noted_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        recipe = json.dumps(one.recipe)
+        short = recipe if len(recipe) <= _MOST_RECIPE else f"{recipe[:_MOST_RECIPE]}…"
+        table.add_row(noted, one.number or "-", one.producer or "-", one.reason, short)
+    return table
+
+
+def _apart(group: str, counts: dict[str, int]) -> str:
+    return f"{group}, counted apart: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def _meanwhile(audit: Audit) -> str:
+    return f"; {audit.moved:,} samples came or left while parts were looked at" if audit.moved else ""
+
+
+def _verdict(equations: Sequence[Equation], details: Sequence[str]) -> Text:
+    wrong = [one for one in equations if one.difference]
+    if not wrong:
+        return Text(f"balanced: all {len(equations)} laws hold", "green")
+    lines = [f"  {one.law}: off by {one.difference:+,}" for one in wrong] + [f"  {detail}" for detail in details]
+    return Text("\n".join(["does not balance", *lines]), "red")
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    words = ("group", "reader", "producer", "state", "host", "job", "codec")
+    words = (
+        "group",
+        "reader",
+        "producer",
+        "state",
+        "host",
+        "job",
+        "codec",
+        "law",
+        "figures",
+        "noted",
+        "reason",
+        "recipe",
+    )
     for column in columns:
         table.add_column(column.replace("_", " "), justify="left" if column in words else "right", overflow="fold")
     return table

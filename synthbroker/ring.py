@@ -17,6 +17,8 @@ Keys, all with the ring's name as hash tag, so that a ring is one slot of a Redi
 | `sb:{ring}:room` | stream | a line when room was made or the ring ended; waiting producers block on it |
 | `sb:{ring}:closed` | set | names of the producers that are done, where the ring was declared with `producers=N` |
 | `sb:{ring}:quarantine` | stream | bad samples: reason, producer, recipe |
+| `sb:{ring}:content`, `:content:old` | hashes | digests of samples: who was first to send that content |
+| `sb:{ring}:twins` | hash | pairs of producers that send the same: how often, and when that was noticed |
 """
 
 import itertools
@@ -121,9 +123,17 @@ class Ring:
         delivered, pending = found.get(group, (0, 0))
         return meta.ended and max(delivered, meta.first - 1) >= meta.next - 1 and (held is None or pending <= held)
 
-    def snapshot(self) -> Reply:
+    def snapshot(self, *, books: bool = False) -> Reply:
         """Read everything about the ring at one instant, as `snapshot.lua` says it."""
-        return self._checked(self.connection.script("snapshot", self._key("meta"), ""))
+        return self._checked(self.connection.script("snapshot", self._key("meta"), "", int(books)))
+
+    def script(self, name: str, *arguments: Any) -> Reply:
+        """Run one of the ring's scripts, for the modules that have commands of their own.
+
+        Raises:
+            RingMissingError: There is no such ring, or not the one that was opened.
+        """
+        return self._script(name, *arguments)
 
     # -- who is there
 
@@ -389,10 +399,6 @@ class Ring:
 
     def _key(self, name: str) -> str:
         return self.prefix + name
-
-    def script(self, name: str, *arguments: Any) -> Reply:
-        """Run a script that has a module of its own."""
-        return self._script(name, *arguments)
 
     def _script(self, name: str, *arguments: Any) -> Reply:
         return self._checked(self.connection.script(name, self._key("meta"), self.epoch, *arguments))

@@ -19,6 +19,7 @@ from synthbroker.errors import (
     SynthbrokerError,
 )
 from synthbroker.packing import Outgoing
+from synthbroker.quality import Quality
 from synthbroker.replies import Answer, Incarnation, Meta
 from synthbroker.ring import Ring
 from synthbroker.sharing import Shared
@@ -43,7 +44,7 @@ class ProducerStats:
         payload_bytes: Their size on the wire.
         raw_bytes: Their size as tensors.
         blocked_s: Seconds spent waiting for room in the ring.
-        quarantined: Samples that were not finite where the ring wants them to be.
+        quarantined: Samples that failed the checks of the ring, or their cast.
         rejoined: How often the server had lost the ring, or may have lost samples.
         lost_by_server: Committed samples that the server lost: those that it does not know after it came back with less
             than it had (exactly). Where it came back empty: those that at the last heartbeat were neither evicted
@@ -69,6 +70,7 @@ class Sender:
         about: The producer's record.
         told: Hears of each delivery: bytes of parts, and seconds that it took.
         limits: Gives the ring's capacity in bytes and in samples.
+        quality: Hears of each sample whether it was fit for the ring.
         in_flight_bytes: `put` waits while more than this is on its way; one larger sample may always go.
         wait_s: How long to wait for room in the ring.
         reconnect_s: How long to wait for the server.
@@ -82,6 +84,7 @@ class Sender:
         about: Callable[[], Mapping[str, Any]],
         told: Callable[[int, float], None],
         limits: Callable[[], tuple[int, int]],
+        quality: Quality,
         *,
         in_flight_bytes: int,
         wait_s: float,
@@ -92,6 +95,7 @@ class Sender:
         self.stats = ProducerStats()
         self.error: BaseException | None = None
         self._reopen, self._about, self._told, self._limits = reopen, about, told, limits
+        self._quality = quality
         self._in_flight_limit, self._wait_s, self._reconnect_s = in_flight_bytes, wait_s, reconnect_s
         self._queue: deque[Outgoing] = deque()
         self._later: deque[Outgoing] = deque()  # those in it whose encoding has not begun
@@ -209,9 +213,11 @@ class Sender:
             if encoded is None:
                 if batch:
                     break
+                self._quality.add(good=False)
                 self._settle(1)
                 self._count(quarantined=1)
             else:
+                self._quality.add(good=True)
                 batch.append(encoded)
                 size += encoded.cost_bytes
         return batch

@@ -89,14 +89,6 @@ def split(samples: Mapping[str, Any]) -> list[dict[str, Array | OnGpu]]:
     return [{name: _item(array, i) for name, array in arrays.items()} for i in range(length or 0)]
 
 
-def not_finite(arrays: Mapping[str, Array]) -> str | None:
-    """Name a field that has NaN or infinity, if any."""
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biu" and not np.isfinite(array).all():
-            return f"{name} has NaN or infinity"
-    return None
-
-
 def _item(array: Array | OnGpu, i: int) -> Array | OnGpu:
     """Give one item; [i : i + 1] and reshape instead of [i], because a scalar would lose its dtype's array."""
     if isinstance(array, OnGpu):

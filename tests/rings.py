@@ -52,7 +52,7 @@ class Snapshot:
 
 def read_snapshot(reply: list[Any]) -> Snapshot:
     """Turn the reply of `Ring.snapshot` into values."""
-    _, _, meta, stream_length, index_length, groups, producers, leases = reply
+    _, _, meta, stream_length, index_length, groups, producers, leases, *_ = reply
     return Snapshot(
         meta=pairs(meta),
         stream_length=stream_length,

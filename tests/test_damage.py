@@ -6,6 +6,7 @@ import pytest
 
 import synthbroker as sb
 from servers import eventually
+from synthbroker import admin
 from tools import (
     IN_PARTS,
     SOON_S,
@@ -124,6 +125,16 @@ def test_a_hostile_sample_is_quarantined_and_the_rest_arrives(server, ring_name,
     if group:
         assert pending(server, ring_name, "g") == []
         check_ledger(server, ring_name, "g")
+
+
+@pytest.mark.parametrize("field", ["head", "data"])
+def test_an_entry_that_would_take_more_memory_than_any_sample_does_is_refused(server, ring_name, field):
+    fill(server, ring_name, range(2), producers=0, capacity="500MB")
+    with raw_ring(server, ring_name) as ring:
+        with pytest.raises(sb.ServerRefusedError, match=r"an entry of .*2000000"):
+            commit_raw(ring, [SMALL._replace(**{field: b"y" * 2_000_000})])
+    admin.end(ring_name, url=server.url)
+    assert drain(sb.Consumer(server.url, ring=ring_name, group="g")) == [0, 1]
 
 
 def copy_of_the_first(client, stream):

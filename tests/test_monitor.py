@@ -185,6 +185,44 @@ def test_what_is_evicted_while_pending_is_told(make_ring):
     assert status.ledger.balanced
 
 
+def test_what_was_lost_is_told_in_generator_time(make_ring):
+    hands = make_ring(when_full="drop-oldest", max_samples=4)
+    hands.put(TINY, 6)
+    status = hands.status()
+    assert (status.generation_s, status.wasted_s) == (None, 0.0), "nobody has said how long a sample takes"
+    hands.ring.beat("producer", "maker", ABOUT | {"generation_s": 2.5})
+    assert (hands.status().generation_s, hands.status().wasted_s) == (2.5, 5.0), "two have left, and nobody reads"
+    hands.reader("r", "train")
+    hands.put(TINY, 3)
+    other = Incarnation("other", "w1")
+    hands.ring.join_producer(other, 0, ABOUT | {"generation_s": 0.5})
+    status = hands.status()
+    assert (status.generation_s, status.wasted_s, status.groups["train"].wasted_s) == (2.5, 0.0, 7.5)
+    hands.ring.commit(other, [(n, TINY) for n in range(1, 4)])
+    assert hands.status().generation_s == pytest.approx((9 * 2.5 + 3 * 0.5) / 12)
+
+
+def test_how_often_live_samples_were_used_is_told(make_ring):
+    hands = make_ring()
+    hands.put(TINY, 6)
+    readers = {reuse: hands.reader("r", f"g{reuse}", reuse=reuse) for reuse in ("1", "3", "20", "inf")}
+    for reuse, reader in readers.items():
+        hands.take(reader, f"g{reuse}", 4)
+    groups = hands.status().groups
+    assert [groups[f"g{reuse}"].uses for reuse in readers] == [{"0": 2, "1": 4}] * 4
+    for reuse, reader in readers.items():
+        hands.take(reader, f"g{reuse}", 2)
+    for times in range(2, 17):
+        for reuse in ("3", "20", "inf"):
+            hands.take(readers[reuse], f"g{reuse}", 6)
+            if times == 2 and reuse != "inf":
+                assert hands.status().groups[f"g{reuse}"].uses == {"2": 6}
+        if times == 9:
+            assert hands.status().groups["g20"].uses == {"16": 6}, "9 to 16"
+    groups = hands.status().groups
+    assert [groups[f"g{reuse}"].uses for reuse in readers] == [{"1": 6}, {"3": 6}, {"16": 6}, {"1": 6}]
+
+
 def test_a_reader_that_left_shows_until_its_samples_are_taken_over(make_ring):
     hands = make_ring()
     hands.put(TINY, 2)

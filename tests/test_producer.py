@@ -2,11 +2,13 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
 import synthbroker as sb
 from servers import eventually
+from synthbroker import producer as producers
 from synthbroker import settings
 from tools import (
     IN_PARTS,
@@ -261,7 +263,8 @@ DIFFERENT = [
     ("when_full", "block", "drop-oldest", "block", "drop-oldest"),
     ("max_samples", 10, 20, "10", "20"),
     ("producers", 2, 3, "2", "3"),
-    ("finite", True, False, "1", "0"),
+    ("finite", True, False, "*:finite", "none"),
+    ("checks", {"x": "range(0,2)"}, "x:varied", "x:range(0,2)", "x:varied"),
     ("info", {"classes": 4}, {"classes": 5}, '{"classes": 4}', '{"classes": 5}'),
     ("schema", "n:i64[] x:f32[4]", "n:i64[] x:f32[*]", "x:f32[4]", "x:f32[*]"),
 ]
@@ -359,3 +362,25 @@ def test_a_recipe_may_be_changed_after_put(server, ring_name):
         recipe.clear()
     (batch,) = sb.Consumer(server.url, ring=ring_name, group="g", batch_size=50)
     assert [recipe["deep"]["seed"] for recipe in batch.info.recipes] == list(range(50))
+
+
+def test_the_time_between_puts_is_told_as_generating_and_the_time_within_is_not(server, ring_name, monkeypatch):
+    clock = [0.0]
+    out = sb.Producer(server.url, ring=ring_name, capacity="1MB", producers=1)
+    out.put(number(0))
+    monkeypatch.setattr(producers, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    reserve = out._sender.reserve
+
+    def slow(nbytes):
+        clock[0] += 100.0
+        reserve(nbytes)
+
+    monkeypatch.setattr(out._sender, "reserve", slow)
+    out._put_until = 0.0
+    for i in range(1, 4):
+        clock[0] += 1.5
+        out.put(number(i))
+    assert out._about()["generation_s"] == 1.5
+    monkeypatch.undo()
+    out.close()
+    assert sb.status(ring_name, url=server.url).generation_s == 1.5

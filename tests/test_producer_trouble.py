@@ -73,7 +73,7 @@ def test_whoever_comes_back_first_makes_the_ring_as_it_was(own_server: OwnServer
         first.put(number(3))
         assert first.flush(SOON_S)
     after = meta(server, ring_name)
-    same = ("capacity", "when_full", "max_samples", "info", "finite", "schema", "producers")
+    same = ("capacity", "when_full", "max_samples", "info", "checks", "schema", "producers")
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
 
 

@@ -11,14 +11,15 @@ from rich.console import Console
 from synthbroker import pictures, report
 from synthbroker.batch import Batch, BatchInfo
 from synthbroker.errors import MissingExtraError
-from synthbroker.monitor import ConsumerStatus, Equation, GroupStatus, Ledger, ProducerStatus, RingStatus
+from synthbroker.ledger import Equation, Ledger
+from synthbroker.states import ConsumerStatus, GroupStatus, ProducerStatus, RingStatus, Twins
 
 PRODUCER = ProducerStatus("alive", 1.5, 40, "node7", 4711, "99", 2.5, 1e6, 0.25)
 READER = ConsumerStatus("silent", 200.0, 3, "node8", 12, None)
 GROUP = GroupStatus(0, "inf", 40, 30, 3, 2, 5, 7, 900, 1, 0, 0, {"gpu/0:ab": READER})
 STATUS = RingStatus(
     ring="brains", where="redis://node7:1/0", now_s=1e9, epoch="ab", when_full="drop-oldest", capacity_bytes=8 * 10**9,
-    max_samples=0, schema="image:f32[1,*]", info={"classes": 4}, finite=False, ended=False, first=6, next=48, live=42,
+    max_samples=0, schema="image:f32[1,*]", info={"classes": 4}, checks="none", ended=False, first=6, next=48, live=42,
     bytes=2 * 10**9, fill=0.25, committed=47, evicted=5, duplicates=1, foreign=0, quarantined=2, waiting=True,
     leased_bytes=0, leased_samples=0, expected_producers=4, closed_producers=1, folded_producers=0, folded_samples=0,
     samples_per_s=2.5, bytes_per_s=1e6, oldest_age_s=90.0, newest_age_s=0.4, groups={"train": GROUP},
@@ -45,6 +46,18 @@ def words(text):
     return [line.split() for line in text.splitlines()]
 
 
+def test_waste_uses_and_twins_are_shown_where_there_are_any():
+    assert "wasted" not in shown(report.of_status(dataclasses.replace(STATUS, groups={})))
+    group = dataclasses.replace(GROUP, wasted_s=100.0, uses={"0": 3, "1": 20, "16": 7})
+    twins = (Twins("a", "b", 25, 1e9), Twins("c", "c", 9, 1e9))
+    text = shown(report.of_status(dataclasses.replace(STATUS, groups={"train": group}, twins=twins, wasted_s=7200.0)))
+    assert "1 min 40 s" in text
+    assert "train: of those in the ring 3 used 0x, 20 used 1x, 7 used up to 16x" in text
+    assert "b sends what a sends (same seed?): 25 samples alike" in text
+    assert "c sends what it sent in a former life (same seed?)" in text
+    assert "2 h of generating: no group has seen what left" in " ".join(text.split())
+
+
 def test_a_status_shows_ring_groups_readers_producers_and_ledger():
     text = shown(report.of_status(STATUS))
     lines = [" ".join(line) for line in words(text)]
@@ -58,7 +71,7 @@ def test_a_status_shows_ring_groups_readers_producers_and_ledger():
         'info {"classes": 4}',
         "ends when 4 producers are done, 1 are",
         "waiting producers wait for room",
-        "train inf 40 30 3 2 5 7 900 1 0 0",
+        "train inf 40 30 3 2 5 7 900 1 0 0 -",
         "train gpu/0:ab silent 3 min 20 s ago 3 node8 12 -",
         "p alive 1.5 s ago 40 2.5 1 MB 25% node7 4711 99",
         "ledger: balanced, all 1 equations hold",

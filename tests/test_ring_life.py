@@ -13,6 +13,8 @@ from synthbroker.replies import Incarnation, Settings
 from synthbroker.ring import Ring
 
 SCRIPTS: list[tuple[str, list[Any]]] = [
+    ("parts", [0, 10]),
+    ("twins", ["p", "w1", 1, 10, 10, 3, "ab"]),
     ("room", ["p", "w1", 100, 1, 60, 0]),
     ("commit", ["p", "w1", 1, 100, 8, 8, "-", 0, "x:u8[8]", b"head", b"12345678"]),
     ("take", ["train", "f/0:c1", 1, 1, 30, 7]),
@@ -89,7 +91,7 @@ def test_a_name_is_text() -> None:
 def test_a_new_ring_takes_what_is_asked_and_defaults_for_the_rest(rig: Rig) -> None:
     meta = rig.ring.open(Settings(), default_capacity_bytes=12345, reopen=False)
     assert (meta.when_full, meta.capacity_bytes, meta.max_samples) == ("block", 12345, 0)
-    assert (meta.schema, meta.info, meta.finite, meta.ended) == ("", {}, False, False)
+    assert (meta.schema, meta.info, meta.checks, meta.ended) == ("", {}, "none", False)
     assert (meta.first, meta.next, meta.live, meta.bytes) == (1, 1, 0, 0)
     assert rig.ring.epoch == meta.epoch != ""
     again = Ring(rig.way, rig.ring.name)
@@ -106,7 +108,7 @@ def test_a_new_ring_takes_what_is_asked_and_defaults_for_the_rest(rig: Rig) -> N
         ("max_samples", 5, 6, "max_samples=5, asked for was 6"),
         ("schema", "x:u8[8]", "x:u8[9]", r"schema=x:u8\[8\], asked for was x:u8\[9\]"),
         ("info", '{"classes":3}', '{"classes":4}', 'info={"classes":3}, asked for was {"classes":4}'),
-        ("finite", True, False, "finite=1, asked for was 0"),
+        ("checks", "x:varied", "none", "checks=x:varied, asked for was none"),
         ("producers", 3, 4, "producers=3, asked for was 4"),
     ],
 )

@@ -10,6 +10,7 @@
 -- under expiry: those of the attempt that was committed are not, and must live.
 
 local PER_SAMPLE = 4
+local LARGEST_HEAD, LARGEST_DATA = 2 ^ 20 + 2 ^ 10, 2 ^ 16  -- with the spec; readers take an entry whole before they can see that it is none
 local ring = load_ring()
 if not ring then return {'NORING'} end
 local name = ARGV[2]
@@ -164,6 +165,8 @@ for i = 4, #ARGV, PER_SAMPLE do
   else
     if ring.ended then stopped = {'ENDED'}
     elseif own > seq + 1 then stopped = {'GAP'}
+    elseif #ARGV[i + 1] + #ARGV[i + 2] > LARGEST_HEAD or #ARGV[i + 3] > LARGEST_DATA then
+      stopped = {'ERROR', 'an entry of ' .. #ARGV[i + 2] .. ' bytes of head and ' .. #ARGV[i + 3] .. ' of data'}
     elseif not is_whole(sample) then stopped = {'MISSING'} end
     if stopped then break end
     fresh[#fresh + 1] = {sample, i}

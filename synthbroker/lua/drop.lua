@@ -33,5 +33,5 @@ for _, group in ipairs(groups) do
     unsettled_key(group.name), rounds_key(group.name))
 end
 redis.call('unlink', samples_key, index_key, leases_key, seqs_key, room_key, closed_key, quarantine_key, producers_key,
-  consumers_key, producers_key .. ':about', consumers_key .. ':about', meta_key)
+  consumers_key, content_key, content_key .. ':old', twins_key, producers_key .. ':about', consumers_key .. ':about', meta_key)
 return {'OK'}

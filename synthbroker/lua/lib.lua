@@ -17,6 +17,8 @@ local closed_key = prefix .. 'closed'
 local producers_key = prefix .. 'producers'
 local consumers_key = prefix .. 'consumers'
 local quarantine_key = prefix .. 'quarantine'
+local content_key = prefix .. 'content'
+local twins_key = prefix .. 'twins'
 
 local MOST_RUNS = 64        -- runs that a group remembers
 local MOST_DONE = 16        -- finished checkpoints that a run remembers, to say what an older state lacks

@@ -2,7 +2,7 @@
 --
 -- ARGV  1 epoch for a new ring (the caller learns the real one from the reply)  2 capacity for a new ring, in bytes
 --       3 reopen: 1 or 0   4... pairs of setting and value; '' means not given, take the ring's own
---       settings: when_full capacity max_samples schema info finite producers groups (names, comma between)
+--       settings: when_full capacity max_samples schema info checks producers groups (names, comma between)
 -- Reply OK, then meta as field, value, ...
 --       MISMATCH setting theirs ours | ENDED
 
@@ -27,11 +27,11 @@ if redis.call('exists', meta_key) == 0 then
   allow_bookkeeping()
   -- A server that lost only part of the ring's keys must not lend the rest to a new one.
   redis.call('unlink', samples_key, index_key, leases_key, seqs_key, room_key, closed_key, producers_key, consumers_key,
-    prefix .. 'producers:about', prefix .. 'consumers:about')
+    content_key, content_key .. ':old', twins_key, prefix .. 'producers:about', prefix .. 'consumers:about')
   redis.call('hset', meta_key, 'version', '1', 'epoch', ARGV[1], 'made', string.format('%.3f', now()),
     'when_full', or_default(wanted.when_full, 'block'), 'capacity', or_default(wanted.capacity, ARGV[2]),
     'max_samples', or_default(wanted.max_samples, '0'), 'schema', wanted.schema, 'info', or_default(wanted.info, '{}'),
-    'finite', or_default(wanted.finite, '0'), 'producers', or_default(wanted.producers, '0'), 'closed', '0',
+    'checks', or_default(wanted.checks, 'none'), 'producers', or_default(wanted.producers, '0'), 'closed', '0',
     'ended', '0', 'first', '1', 'next', '1', 'bytes', '0', 'leased_bytes', '0', 'leased_samples', '0',
     'duplicates', '0', 'foreign', '0', 'quarantined', '0', 'waiting', '0')
   ARGV[1] = redis.call('hget', meta_key, 'epoch')
@@ -39,7 +39,7 @@ if redis.call('exists', meta_key) == 0 then
   return flat_meta('OK')
 end
 
-for _, setting in ipairs({'when_full', 'capacity', 'max_samples', 'info', 'finite', 'producers', 'schema'}) do
+for _, setting in ipairs({'when_full', 'capacity', 'max_samples', 'info', 'checks', 'producers', 'schema'}) do
   local theirs = redis.call('hget', meta_key, setting) or ''
   local unset = setting == 'schema' and theirs == ''
   if wanted[setting] ~= '' and not unset and wanted[setting] ~= theirs then
