@@ -113,10 +113,10 @@ class Deputies:
         if self._options.ack == "checkpoint" or info is None or info.group is None or not info.unacknowledged:
             return
         ring, group, numbers = self._ring, info.group, info.unacknowledged
-        self._memory.note_done(numbers)
+        told = self._memory.note_done(numbers)
         with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
             self._connection.keep_telling(
-                lambda again: ring.acknowledge(group, numbers, info.epoch, again=again),
+                lambda again: ring.acknowledge(group, numbers, info.epoch, again=again or told()),
                 self._options.reconnect_s,
                 Event(),
             )

@@ -21,7 +21,7 @@ A server that comes back empty knows none of it: rings and groups are made anew,
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from threading import Lock
@@ -101,6 +101,7 @@ class Memory:
         self._given: deque[tuple[int, bytes]] = deque(maxlen=MOST_REMEMBERED)
         self._done: deque[int] = deque(maxlen=MOST_REMEMBERED)
         self._lost: set[bytes] = set()
+        self._told = 0
         self._lock = Lock()  # the training loop acknowledges while the reader settles
 
     def note_given(self, samples: Sequence[Given]) -> None:
@@ -108,10 +109,12 @@ class Memory:
         with self._lock:
             self._given.extend([(one.number, _origin(one)) for one in samples if one.uses < 2])
 
-    def note_done(self, numbers: Iterable[int]) -> None:
-        """Note what was acknowledged."""
+    def note_done(self, numbers: Iterable[int]) -> Callable[[], bool]:
+        """Note what is acknowledged now; what is returned says whether the server was told of it by `settle` since."""
         with self._lock:
             self._done.extend(numbers)
+            told = self._told
+        return lambda: self._told != told
 
     def came_before(self, sample: Given) -> bool:
         """Say whether a sample came before, under a number that the server has forgotten."""
@@ -127,6 +130,7 @@ class Memory:
             epoch: The one that they were given in.
         """
         with self._lock:
+            self._told += 1
             done = set(self._done)
             held = [number for number, _ in self._given if number not in done]
         for some in _chunks(sorted(done)):

@@ -4,6 +4,7 @@ import atexit
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from threading import Event
@@ -356,7 +357,8 @@ class Producer:
         if left:
             log.warning("ring %s: %d samples of producer %s were not sent", self._ring.name, left, self.name)
         try:
-            self._tell_digests()
+            with suppress(SynthbrokerError):  # twins may stay unknown; that this one is done must not
+                self._tell_digests()
             sender.say_goodbye(closed=done)
         except SynthbrokerError as error:
             log.warning("ring %s: producer %s could not say goodbye: %s", self._ring.name, self.name, error)

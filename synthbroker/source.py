@@ -125,11 +125,11 @@ class GroupSource:
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that the group is done with samples, which count only in the epoch they came from."""
         if numbers:
-            self._memory.note_done(numbers)
+            told = self._memory.note_done(numbers)
             with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
                 try:
                     self._ring.connection.keep_telling(
-                        lambda again: self._ring.acknowledge(self._group, numbers, epoch, again=again),
+                        lambda again: self._ring.acknowledge(self._group, numbers, epoch, again=again or told()),
                         self._options.reconnect_s,
                         self._stop,
                     )
