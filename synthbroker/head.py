@@ -137,7 +137,7 @@ def _remember(data: bytes, content: dict[str, Any], head: Head) -> None:
     """Keep the beginning of a head of one part, up to the checksum, where it is written as we write it."""
     if len(head.parts) != 1 or len(content["f"]) > _REMEMBERED_BYTES:
         return
-    begin = pack_begin(content["f"], content["s"]) + pack_parts(head.parts)[:-_DIGEST_BYTES]
+    begin = pack_begin(content["f"], content["s"]) + pack_parts([(head.payload_bytes, 0)])[:-_DIGEST_BYTES]
     if data.startswith(begin):
         if len(_known) >= _MOST_REMEMBERED or len(_lengths | {len(begin)}) > _MOST_LENGTHS:
             _known.clear()

@@ -169,7 +169,7 @@ def evict(rig: Rig, who: Incarnation, seq: int, count: int) -> None:
 def test_samples_of_one_part_are_readable_and_the_part_lasts(rig: Rig) -> None:
     rig.open()
     who, reader = rig.producer(), rig.reader()
-    assert rig.ring.commit(who, burst(1, 10)) == Answer("OK", last=10)
+    assert rig.ring.commit(who, burst(1, 10)) == Answer("OK", last=10, newest=10)
     (part,) = rig.part_keys()
     assert rig.keys.pttl(part) == -1
     assert rig.keys.strlen(part) == 10 * SMALL
@@ -254,7 +254,7 @@ def test_what_is_sent_again_leaves_nothing_behind(rig: Rig) -> None:
     who, reader = rig.producer(), rig.reader()
     rig.ring.commit(who, burst(1, 10))
     parts = rig.part_keys()
-    assert rig.ring.commit(who, burst(1, 10)) == Answer("OK", last=10)
+    assert rig.ring.commit(who, burst(1, 10)) == Answer("OK", last=10, newest=10)
     assert rig.part_keys() == parts
     assert rig.balance()["duplicates"] == 10
     assert read(rig, reader) == list(range(1, 11))
