@@ -113,13 +113,9 @@ class Deputies:
         if self._options.ack == "checkpoint" or info is None or info.group is None or not info.unacknowledged:
             return
         ring, group, numbers = self._ring, info.group, info.unacknowledged
-        told = self._memory.note_done(numbers)
+        tell = self._memory.acknowledge(ring, group, numbers, info.epoch)
         with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
-            self._connection.keep_telling(
-                lambda again: ring.acknowledge(group, numbers, info.epoch, again=again or told()),
-                self._options.reconnect_s,
-                Event(),
-            )
+            self._connection.keep_telling(tell, self._options.reconnect_s, Event())
 
     def _beat(self) -> None:
         ring, group = self._ring, self._options.group

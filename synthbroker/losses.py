@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from threading import Lock
+from threading import Lock, RLock
 
 from synthbroker.connection import run_id
 from synthbroker.errors import RingMissingError
@@ -103,6 +103,7 @@ class Memory:
         self._lost: set[bytes] = set()
         self._told = 0
         self._lock = Lock()  # the training loop acknowledges while the reader settles
+        self.telling = RLock()  # the server is told of one thing after the other: what is settled is not doubled
 
     def note_given(self, samples: Sequence[Given]) -> None:
         """Note what came; what is given again by `reuse` is nothing to settle."""
@@ -115,6 +116,16 @@ class Memory:
             self._done.extend(numbers)
             told = self._told
         return lambda: self._told != told
+
+    def acknowledge(self, ring: Ring, group: str, numbers: Sequence[int], epoch: str) -> Callable[[bool], None]:
+        """Give what says, and says again, that samples are done with; see `Connection.keep_telling`."""
+        told = self.note_done(numbers)
+
+        def tell(again: bool) -> None:
+            with self.telling:
+                ring.acknowledge(group, numbers, epoch, again=again or told())
+
+        return tell
 
     def came_before(self, sample: Given) -> bool:
         """Say whether a sample came before, under a number that the server has forgotten."""
@@ -129,14 +140,15 @@ class Memory:
             who: Who holds those that are not acknowledged; None where others do, who will say so.
             epoch: The one that they were given in.
         """
-        with self._lock:
-            self._told += 1
-            done = set(self._done)
-            held = [number for number, _ in self._given if number not in done]
-        for some in _chunks(sorted(done)):
-            _settle(ring, epoch, group, "", last=False, numbers=some)
-        if who is not None:
-            say(ring, epoch, group, str(who), held)
+        with self.telling:
+            with self._lock:
+                self._told += 1
+                done = set(self._done)
+                held = [number for number, _ in self._given if number not in done]
+            for some in _chunks(sorted(done)):
+                _settle(ring, epoch, group, "", last=False, numbers=some)
+            if who is not None:
+                say(ring, epoch, group, str(who), held)
 
     def forget_from(self, bound: int) -> None:
         """Forget what the server has lost: all from this number on."""

@@ -125,19 +125,15 @@ class GroupSource:
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that the group is done with samples, which count only in the epoch they came from."""
         if numbers:
-            told = self._memory.note_done(numbers)
+            tell = self._memory.acknowledge(self._ring, self._group, numbers, epoch)
             with contextlib.suppress(RingMissingError):  # what the server lost needs no acknowledgement
                 try:
-                    self._ring.connection.keep_telling(
-                        lambda again: self._ring.acknowledge(self._group, numbers, epoch, again=again or told()),
-                        self._options.reconnect_s,
-                        self._stop,
-                    )
+                    self._ring.connection.keep_telling(tell, self._options.reconnect_s, self._stop)
                 except ServerGoneError:
                     if not self._stop.is_set():
                         raise
                     # Closing took the connection from under it.
-                    self._ring.acknowledge(self._group, numbers, epoch, again=True)
+                    tell(True)
             self._claimed.difference_update(numbers)
 
     def holds(self, numbers: Collection[int]) -> bool:
