@@ -212,10 +212,8 @@ class Scene:
         check_ledger(self.server, self.ring, *status.groups)
         assert lasting_parts(self.server, self.ring) == owned_parts(self.server, self.ring)
         # A life that was told to stop before it began takes no lease over from the one that was killed before it.
-        leases = self.server.client(decode_responses=True).hkeys(f"sb:{{{self.ring}}}:leases")
-        assert set(leases) <= {f"g{i}" for i, one in enumerate(self.generators) if one.life > 0}, (
-            "the rest gave theirs back"
-        )
+        leases = {name.decode() for name in self.server.client().hkeys(f"sb:{{{self.ring}}}:leases")}
+        assert leases <= {f"g{i}" for i, one in enumerate(self.generators) if one.life > 0}, "others gave theirs back"
 
     def check_nothing_lost(self) -> None:
         """Check what must hold where the server kept its data and nobody was killed."""
