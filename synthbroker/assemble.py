@@ -158,30 +158,37 @@ def _fetch_runs(
                 missing.append(run)
             start = 0
             for i in run:
-                end = start + entries[i].head.payload_bytes
-                found[i] = _with_data(entries[i], memory[start:end]) if there else None
+                entry = entries[i]
+                end = start + entry.head.payload_bytes
+                found[i] = entry.with_data(memory[start:end]) if there else None
                 start = end
     return missing
-
-
-def _with_data(entry: wire.Entry, data: memoryview) -> wire.Entry:
-    """Make of an entry one that brings its payload along."""
-    return wire.Entry(entry.producer, entry.seq, entry.made_s, entry.uid, None, 0, entry.head, data)
 
 
 def _runs(entries: Sequence[wire.Entry]) -> list[list[int]]:
     """Gather the indices of entries that lie one behind the other in the same shared part."""
     runs: list[list[int]] = []
     end = 0
+    uid = None
     for i, entry in enumerate(entries):
-        if entry.start is None:
+        start = entry.start
+        if start is None:
             continue
-        if runs and entries[runs[-1][-1]].uid == entry.uid and entry.start == end:
+        if start == end and entry.uid == uid:
             runs[-1].append(i)
         else:
             runs.append([i])
-        end = entry.start + entry.head.payload_bytes
+            uid = entry.uid
+        end = start + entry.head.payload_bytes
     return runs
+
+
+class Span(NamedTuple):
+    """Where in a payload a tensor lies that is not packed."""
+
+    tensor: Tensor
+    start: int
+    stop: int
 
 
 class Plan:
@@ -205,7 +212,8 @@ class Plan:
         self.fixed = {field.name for field in self._schema.fields if field.fixed}
         self.names = tuple(options.fields or self._schema.names)
         self.one_by_one = options.transform is not None or options.collate is not None
-        self._checked: object = None
+        self._checked: object = None  # what the heads of the kind of samples that was read last describe
+        self._spans: tuple[Span, ...] = ()
         unknown = set(self.names) - set(self._schema.names)
         if unknown:
             raise ValueError(f"fields {sorted(unknown)} are not in ring {ring!r}, whose samples are [{self._schema}]")
@@ -219,8 +227,23 @@ class Plan:
         entry = wire.read_entry(given.fields)
         if entry.head.tensors is not self._checked:  # the same object for all samples of a kind
             wire.check_schema(entry.head, self._schema, self._limit)
-            self._checked = entry.head.tensors
+            self._checked, self._spans = entry.head.tensors, self._find_spans(entry.head.tensors)
         return entry
+
+    def spans(self, entry: wire.Entry) -> tuple[Span, ...]:
+        """Say what of an entry's data goes where, where nothing but copying is left to be done; else nothing."""
+        plain = entry.head.tensors is self._checked and not entry.parts and len(entry.head.parts) == 1
+        return self._spans if plain else ()
+
+    def _find_spans(self, tensors: Sequence[Tensor]) -> tuple[Span, ...]:
+        spans, start = [], 0
+        for tensor in tensors:
+            if tensor.name in self.names:
+                if self.one_by_one or tensor.name not in self.fixed or tensor.codec != codec.RAW:
+                    return ()
+                spans.append(Span(tensor, start, start + tensor.nbytes))
+            start += tensor.packed_bytes
+        return tuple(spans)
 
 
 class Assembly:
@@ -260,6 +283,26 @@ class Assembly:
         Raises:
             DamagedSampleError: It cannot be; the place stays free.
         """
+        spans = self._plan.spans(entry)
+        nbytes = self._copy(entry, spans) if spans else self._receive(entry, get)
+        self.placed.append(Placed(given, entry, round(max(now_s - entry.made_s, 0.0), 3)))
+        self.nbytes += nbytes
+        return nbytes
+
+    def _copy(self, entry: wire.Entry, spans: Sequence[Span]) -> int:
+        """Copy a payload that is here already, and not packed, to the places of its tensors."""
+        data, place, nbytes = entry.data, len(self.placed), 0
+        wire.check_part(0, entry.head.parts[0], (memoryview(data),))
+        for tensor, start, stop in spans:
+            slot = self._slots.get(tensor.name)
+            if slot is None:
+                slot = self._make_slots(tensor)
+            size = stop - start
+            slot[place * size : (place + 1) * size] = data[start:stop]
+            nbytes += size
+        return nbytes
+
+    def _receive(self, entry: wire.Entry, get: Get) -> int:
         own: dict[str, Array] = {}
         targets: dict[str, memoryview] = {}
         for tensor in entry.head.tensors:
@@ -271,10 +314,7 @@ class Assembly:
         else:
             for name, array in own.items():
                 self._lists.setdefault(name, []).append(array)
-        self.placed.append(Placed(given, entry, round(max(now_s - entry.made_s, 0.0), 3)))
-        nbytes = sum([target.nbytes for target in targets.values()])
-        self.nbytes += nbytes
-        return nbytes
+        return sum([target.nbytes for target in targets.values()])
 
     def result(self) -> tuple[Any, BatchInfo]:
         """Give the batch, full or not."""
@@ -300,11 +340,15 @@ class Assembly:
         if self._plan.one_by_one or name not in self._plan.fixed:
             own[name] = self._array(tensor.shape, tensor.dtype)
             return codec.as_bytes(own[name])
-        if name not in self._arrays:
-            self._arrays[name] = self._array((self.size, *tensor.shape), tensor.dtype)
-            self._slots[name] = codec.as_bytes(self._arrays[name])
+        slots = self._slots[name] if name in self._slots else self._make_slots(tensor)
         start = len(self.placed) * nbytes
-        return self._slots[name][start : start + nbytes]
+        return slots[start : start + nbytes]
+
+    def _make_slots(self, tensor: Tensor) -> memoryview:
+        """Take the memory for all tensors of this name in the batch."""
+        array = self._arrays[tensor.name] = self._array((self.size, *tensor.shape), tensor.dtype)
+        slots = self._slots[tensor.name] = codec.as_bytes(array)
+        return slots
 
     def _array(self, shape: schema.Shape, dtype: np.dtype[Any]) -> Array:
         return self._plan.pool.take(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)

@@ -73,7 +73,9 @@ def pack_begin(fields: bytes, packed_sizes: Sequence[int]) -> bytes:
 
 def pack_parts(parts: Sequence[tuple[int, int]]) -> bytes:
     """Write `p`: what msgpack would, at a fixed width, so that heads of the same kind have the same length."""
-    lead = msgpack.Packer().pack_array_header(len(parts)) if len(parts) != 1 else b"\x91"
+    if len(parts) == 1:
+        return b"\x91" + _DIGEST.pack(0x92, 0xCE, parts[0][0], 0xCF, parts[0][1])
+    lead: bytes = msgpack.Packer().pack_array_header(len(parts))
     return lead + b"".join([_DIGEST.pack(0x92, 0xCE, size, 0xCF, digest) for size, digest in parts])
 
 
@@ -130,30 +132,32 @@ class _Known(NamedTuple):
 
 
 _known: dict[bytes, _Known] = {}
-_lengths: set[int] = set()  # of those beginnings
+_lengths: tuple[int, ...] = ()  # of those beginnings
 
 
 def _remember(data: bytes, content: dict[str, Any], head: Head) -> None:
     """Keep the beginning of a head of one part, up to the checksum, where it is written as we write it."""
+    global _lengths
     if len(head.parts) != 1 or len(content["f"]) > _REMEMBERED_BYTES:
         return
     begin = pack_begin(content["f"], content["s"]) + pack_parts([(head.payload_bytes, 0)])[:-_DIGEST_BYTES]
     if data.startswith(begin):
-        if len(_known) >= _MOST_REMEMBERED or len(_lengths | {len(begin)}) > _MOST_LENGTHS:
+        if len(_known) >= _MOST_REMEMBERED or len({*_lengths, len(begin)}) > _MOST_LENGTHS:
             _known.clear()
-            _lengths.clear()
+            _lengths = ()
         _known[begin] = _Known(head.tensors, head.payload_bytes)
-        _lengths.add(len(begin))
+        _lengths = (*{*_lengths, len(begin)},)
 
 
 def _read_known(data: bytes) -> Head | None:
     """Read a head whose beginning was checked before; None where there is none."""
-    for length in tuple(_lengths):
+    for length in _lengths:
         known = _known.get(data[:length])
         if known is not None:
             rest = length + _DIGEST_BYTES
-            digest = int.from_bytes(data[length:rest], "big")
-            return Head(known.tensors, ((known.size, digest),), *texts.read_texts(data[rest:]), known.size)
+            parts = ((known.size, int.from_bytes(data[length:rest], "big")),)
+            metadata, recipe = texts.read_texts(data[rest:])
+            return Head(known.tensors, parts, metadata, recipe, known.size)
     return None
 
 

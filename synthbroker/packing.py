@@ -109,9 +109,9 @@ class Packer:
         """Say what a sample counts for of what may be on its way."""
         return sum([field.nbytes for field in fields.values()]) + _OVERHEAD_BYTES
 
-    def pack(self, fields: Mapping[str, Array | OnGpu], along: Texts, *, copy: bool) -> Outgoing:
-        """Take a sample over from the user, who may change it after this unless it is lent (`copy` is False)."""
-        nbytes, watched = self.cost(fields), self._watch.wants()
+    def pack(self, fields: Mapping[str, Array | OnGpu], along: Texts, nbytes: int, *, copy: bool) -> Outgoing:
+        """Take a sample that counts for so much over from its user, who may change it then, unless it is lent."""
+        watched = self._watch.wants()
         staged = staging.fetch(fields, lent=not copy)
         if not (self.checks or self.casts or staged.flights):
             if self.chooser.is_plain(staged.arrays):

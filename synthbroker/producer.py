@@ -163,7 +163,7 @@ class Producer:
         nbytes = self._packer.cost(given)
         sender.reserve(nbytes)
         try:
-            outgoing = self._packer.pack(given, along, copy=copy)
+            outgoing = self._packer.pack(given, along, nbytes, copy=copy)
         except BaseException:
             sender.give_back(nbytes)
             raise

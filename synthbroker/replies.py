@@ -199,7 +199,8 @@ def read_meta(reply: Reply) -> Meta:
 
 def fields_of(flat: Reply) -> Fields:
     """Turn an entry's names and values into a dict."""
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    items = iter(flat)
+    return dict(zip(items, items, strict=True))
 
 
 def number_of(entry_id: bytes) -> int:

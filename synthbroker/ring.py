@@ -233,9 +233,7 @@ class Ring:
         seqs = [seq for seq, _ in samples]
         placed = [one if isinstance(one, Shared) else alone([one])[0] for _, one in samples]
         uids = sharing.uids(placed)
-        arguments: list[Any] = [self.epoch, who.name, who.word]
-        for seq, one, uid in zip(seqs, placed, uids, strict=True):
-            arguments += sharing.commit_arguments(seq, one, uid)
+        arguments = [self.epoch, who.name, who.word, *sharing.commit_arguments(seqs, placed, uids)]
         parts = self._set_parts(placed, uids)
         taken = 0
         try:
@@ -319,25 +317,24 @@ class Ring:
             word = reply[0].decode()
             if word not in ("OK", "EMPTY", "END", "UNSETTLED"):
                 return word, None
-            numbers, uses = reply[4::2], reply[5::2]
-            found = self._read_entries(line, numbers)
+            runs = list(zip(reply[4::3], reply[5::3], reply[6::3], strict=True))
+            found = self._read_entries(line, runs)
         samples = tuple(
-            [Given(n, used, replies.fields_of(found[n])) for n, used in zip(numbers, uses, strict=True) if n in found]
+            [
+                Given(number, uses, replies.fields_of(found[number]))
+                for first, count, uses in runs
+                for number in range(first, first + count)
+                if number in found
+            ]
         )
-        gone = len(numbers) - len(samples)
+        gone = sum([count for _, count, _ in runs]) - len(samples)
         return word, Taken(word, float(reply[1]), reply[2].decode(), reply[3] == b"1", samples, gone)
 
-    def _read_entries(self, line: Line, numbers: Sequence[int]) -> dict[int, Reply]:
-        """Read entries by their numbers, those that are there: neighbours with one command."""
-        runs: list[list[int]] = []
-        for number in numbers:
-            if runs and number == runs[-1][1] + 1:
-                runs[-1][1] = number
-            else:
-                runs.append([number, number])
+    def _read_entries(self, line: Line, runs: Sequence[tuple[int, int, int]]) -> dict[int, Reply]:
+        """Read the entries of runs of samples, those that are there."""
         if not runs:
             return {}
-        ranges = [("XRANGE", self._key("samples"), f"{first}-0", f"{last}-0") for first, last in runs]
+        ranges = [("XRANGE", self._key("samples"), f"{n}-0", f"{n + count - 1}-0") for n, count, _ in runs]
         line.send(*ranges, ("HGET", self._key("meta"), "epoch"))
         entries = list(itertools.chain.from_iterable([line.reply() for _ in runs]))
         if line.reply() != self.epoch.encode():

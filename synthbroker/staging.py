@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -46,8 +46,7 @@ class OnGpu:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class Staged:
+class Staged(NamedTuple):
     """One sample in host memory, or on its way there.
 
     Attributes:
@@ -55,7 +54,7 @@ class Staged:
         own: Names of the fields in memory of ours, C-contiguous; the others are the caller's arrays as they came.
     """
 
-    arrays: dict[str, Array]
+    arrays: Mapping[str, Array]
     own: frozenset[str] = frozenset()
     flights: tuple[Flight, ...] = ()
 
@@ -77,7 +76,9 @@ def fetch(sample: Mapping[str, "Array | OnGpu"], *, lent: bool = False) -> Stage
     Returns:
         The sample. If it is dropped without `wait`, its memory is still not used again before the copy is done.
     """
-    own = frozenset(name for name, value in sample.items() if isinstance(value, OnGpu))
+    own = frozenset([name for name, value in sample.items() if isinstance(value, OnGpu)])
+    if not own:
+        return Staged(cast(Mapping[str, Array], sample))
     arrays: dict[str, Array] = {}
     waiting: dict[Any, list[tuple[Any, Bytes]]] = {}
     for name, value in sample.items():

@@ -56,7 +56,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         spec: Its schema as text.
-        head: The msgpack map.
+        begin: How its head begins: the same for all samples of a kind and size.
+        ends: How its head goes on, with what is its own.
         raw_bytes: Bytes of all tensors.
         parts: For each part that goes beside the stream the pieces it is made of; raw ones are views of the arrays.
         data: What rides in the entry.
@@ -65,12 +66,18 @@ class Encoded(NamedTuple):
     """
 
     spec: bytes
-    head: bytes
+    begin: bytes
+    ends: bytes
     raw_bytes: int
     parts: Sequence[Sequence[memoryview]]
     data: bytes
     payload_bytes: int
     cost_bytes: int
+
+    @property
+    def head(self) -> bytes:
+        """The msgpack map."""
+        return self.begin + self.ends
 
     @property
     def inline(self) -> bool:
@@ -97,6 +104,10 @@ class Entry(NamedTuple):
     parts: int
     head: Head
     data: bytes | memoryview
+
+    def with_data(self, data: memoryview) -> "Entry":
+        """Make one that brings its payload along."""
+        return Entry(self.producer, self.seq, self.made_s, self.uid, None, 0, self.head, data)
 
     def slices(self, names: Sequence[str]) -> list[Slice]:
         """List the parts beside the stream that hold anything of these fields, in the order of `parts_of`."""
@@ -126,7 +137,7 @@ def encode(sample: Mapping[str, Array], codecs: Mapping[str, str], along: Texts,
         kinds.append((name, array.dtype, array.shape, used))
         packed.append(data)
         raw_bytes += array.nbytes
-    like = _describe(tuple(kinds), tuple([len(data) for data in packed]))
+    like = _like(tuple(kinds), tuple([data.nbytes for data in packed]))
     rider = b""
     parts: list[list[memoryview]] = []
     if like.size <= INLINE_BYTES:
@@ -141,7 +152,7 @@ def encode(sample: Mapping[str, Array], codecs: Mapping[str, str], along: Texts,
     if len(like.begin) + len(ends) > LARGEST_HEAD_BYTES:
         raise ValueError(f"this sample's head takes more than {LARGEST_HEAD_BYTES} bytes: too many fields")
     cost = cutting.cost(like.cut[: len(parts)], len(like.begin) + len(ends) + len(like.spec) + len(rider))
-    return Encoded(like.spec, like.begin + ends, raw_bytes, parts, rider, like.size, cost)
+    return Encoded(like.spec, like.begin, ends, raw_bytes, parts, rider, like.size, cost)
 
 
 class _Like(NamedTuple):
@@ -153,8 +164,23 @@ class _Like(NamedTuple):
     cut: tuple[int, ...]
 
 
+_Kinds = tuple[tuple[str, np.dtype[Any], schema.Shape, str], ...]
+
+
+def _like(kinds: _Kinds, packed_sizes: tuple[int, ...]) -> _Like:
+    """Describe samples; the next one mostly is like the last one, which takes less time to see than to look up."""
+    global _latest
+    latest = _latest
+    if latest is None or latest[0] != kinds or latest[1] != packed_sizes:
+        latest = _latest = (kinds, packed_sizes, _describe(kinds, packed_sizes))
+    return latest[2]
+
+
+_latest: tuple[_Kinds, tuple[int, ...], _Like] | None = None
+
+
 @lru_cache(maxsize=256)
-def _describe(kinds: tuple[tuple[str, np.dtype[Any], schema.Shape, str], ...], packed_sizes: tuple[int, ...]) -> _Like:
+def _describe(kinds: _Kinds, packed_sizes: tuple[int, ...]) -> _Like:
     fields = [[name, schema.dtype_name(dtype), list(shape), used] for name, dtype, shape, used in kinds]
     text = str(Schema(tuple(schema.Field(name, dtype, shape) for name, dtype, shape, _ in kinds)))
     spec = text if len(text) <= SPEC_CHARACTERS else text[: SPEC_CHARACTERS - 1] + "…"

@@ -211,9 +211,21 @@ def check_books(seen: Snapshot, foreign: int = 0) -> None:
 
 
 def commit_arguments(seq: int, sample: Encoded, uid: str) -> list[Any]:
-    """Write the four arguments of one sample for `commit.lua`."""
-    numbers = f"{seq} {sample.cost_bytes} {sample.payload_bytes} {sample.raw_bytes} {uid}:{len(sample.parts)}"
-    return [numbers, sample.spec, sample.head, sample.data]
+    """Write the arguments of one sample for `commit.lua`."""
+    return run_arguments(seq, [sample], uid, len(sample.parts))
+
+
+def run_arguments(seq: int, samples: Sequence[Encoded], uid: str, parts: int, start: int | str = "-") -> list[Any]:
+    """Write the arguments of samples of one kind for `commit.lua`."""
+    one = samples[0]
+    numbers = f"{seq} {len(samples)} {one.cost_bytes} {one.payload_bytes} {one.raw_bytes} {uid} {parts} {start}"
+    data = [b"" if start != "-" else sample.data for sample in samples]
+    return [
+        numbers,
+        one.spec,
+        one.begin,
+        *[text for i, sample in enumerate(samples) for text in (sample.ends, data[i])],
+    ]
 
 
 def send_parts(rig: Rig, uid: str, sample: Encoded) -> list[str]:

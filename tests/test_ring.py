@@ -116,7 +116,7 @@ def test_a_long_payload_has_thousands_of_parts(rig: Rig) -> None:
     names = [rig.key(f"part:a1:{i}") for i in range(2500)]
     for start in range(0, len(names), 500):
         rig.keys.mset(dict.fromkeys(names[start : start + 500], b"x"))
-    arguments = ["1 5000 2500 2500 a1:2500", "x:u8[2500]", b"head", b""]
+    arguments = ["1 1 5000 2500 2500 a1 2500 -", "x:u8[2500]", b"head", b"", b""]
     assert rig.script("commit", rig.ring.epoch, "p", "w1", *arguments)[:2] == ["OK", "1"]
     rig.balance()
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 import synthbroker as sb
 from lossy import lossy
-from rings import Rig, commit_arguments, rigs
+from rings import Rig, rigs, run_arguments
 from servers import RealServer, eventually
 from synthbroker import assemble, cutting, wire
 from synthbroker.errors import DamagedSampleError, RingEndedError, ShutOutError
 from synthbroker.pool import Pool
 from synthbroker.replies import Answer, Incarnation
 from synthbroker.ring import Ring
-from synthbroker.sharing import LARGEST_SHARER_BYTES, Shared, alone, share
+from synthbroker.sharing import LARGEST_SHARER_BYTES, SMALLEST_SHARER_BYTES, Shared, alone, share
 from synthbroker.wire import INLINE_BYTES, Encoded
 from tools import (
     SOON_S,
@@ -55,7 +55,7 @@ def fakes(sizes: Sequence[int]) -> list[Encoded]:
     for size in sizes:
         parts = cutting.cut(size) if size > INLINE_BYTES else ()
         cost = cutting.cost(parts, 120 + (0 if parts else size))
-        made.append(Encoded(b"s" * 20, b"h" * 100, size, [[]] * len(parts), b"", size, cost))
+        made.append(Encoded(b"s" * 20, b"h" * 100, b"", size, [[]] * len(parts), b"", size, cost))
     return made
 
 
@@ -69,8 +69,9 @@ sizes_of_samples = st.lists(
     st.one_of(
         st.integers(0, 200_000),
         st.integers(INLINE_BYTES - 2, INLINE_BYTES + 2),
+        st.integers(SMALLEST_SHARER_BYTES - 2, SMALLEST_SHARER_BYTES + 2),
         st.integers(LARGEST_SHARER_BYTES - 2, LARGEST_SHARER_BYTES + 2),
-        st.integers(INLINE_BYTES + 1, LARGEST_SHARER_BYTES),
+        st.integers(SMALLEST_SHARER_BYTES + 1, LARGEST_SHARER_BYTES),
         st.just(40_960),
     ),
     max_size=80,
@@ -92,7 +93,8 @@ def test_what_is_shared_keeps_to_the_bounds(sizes: list[int], capacity: int, max
         each = [one.sample.payload_bytes for one in run]
         size = sum(each)
         assert len(run) >= 4
-        assert min(each) > INLINE_BYTES
+        assert min(each) > SMALLEST_SHARER_BYTES
+        assert size >= 16 * 1024
         assert max(each) <= LARGEST_SHARER_BYTES
         assert [one.start for one in run] == [0, *itertools.accumulate(each)][:-1]
         assert size <= min(cutting.LARGEST_PART_BYTES, capacity / 16)
@@ -103,7 +105,7 @@ def test_what_is_shared_keeps_to_the_bounds(sizes: list[int], capacity: int, max
         assert sum(one.cost_bytes for one in run) >= allocated + cutting.PART_OVERHEAD_BYTES + entries
 
 
-@pytest.mark.parametrize("size", [7_000, 20_000, 40_960, 60_000, 90_000])
+@pytest.mark.parametrize("size", [1_500, 4_096, 7_000, 20_000, 40_960, 60_000, 90_000])
 def test_equal_samples_of_a_burst_share(size: int) -> None:
     shared = share(fakes([size] * 200), 10**9, 0)
     assert sum(one.part is not None for one in shared) > 180
@@ -322,10 +324,7 @@ def test_where_a_number_is_left_out_what_comes_before_it_is_taken(rig: Rig) -> N
 def test_of_a_part_that_is_not_there_nothing_is_taken(rig: Rig) -> None:
     rig.open()
     who = rig.producer()
-    arguments: list[Any] = []
-    for seq, one in burst(1, 5):
-        numbers = f"{seq} {one.cost_bytes} {SMALL} {SMALL} never@{one.start}:1"
-        arguments += [numbers, *commit_arguments(seq, one.sample, "never")[1:3], b""]
+    arguments = run_arguments(1, [one.sample for _, one in burst(1, 5)], "never", 1, 0)
     reply = rig.script("commit", rig.ring.epoch, who.name, who.word, *arguments)
     assert reply[:2] == ["MISSING", "0"]
     assert rig.part_keys() == set()

@@ -1,15 +1,17 @@
 -- Makes samples of one producer incarnation visible, strictly in the order of their sequence numbers.
 --
--- ARGV  2 producer's name  3 its incarnation  4... four for each sample:
---       "seq cost payload raw uid:parts" (cost: bytes of server memory; uid of the send attempt; "uid@start:1" for those
---       that share a part), spec, head, data
+-- ARGV  2 producer's name  3 its incarnation  4... runs of samples that differ in little:
+--       "seq count cost payload raw uid parts start", spec, how their heads begin; then two for each of the `count`
+--       samples: how its head goes on, data. (cost: bytes of server memory; payload, raw: its sizes, all for each one; uid
+--       of the send attempt. Of several samples with parts of their own each is a run. start: where the first one's
+--       payload begins in a part that it shares with others, the next one's behind it; "-" where nothing is shared.)
 -- Reply word, last sequence number taken, number of the newest sample; the word says why it stopped:
 --       OK all taken | FULL (then: holder room_id live capacity) | GAP a sequence number is missing | MISSING parts are gone
 --       | OOM | ENDED | UNKNOWN no such producer | SHUT a newer incarnation took over | NORING
 -- A sequence number taken before is a duplicate and counts as success. Its parts are removed only while they are
 -- under expiry: those of the attempt that was committed are not, and must live.
 
-local PER_SAMPLE = 4
+local PER_RUN, PER_SAMPLE = 3, 2
 local LARGEST_HEAD, LARGEST_DATA = 2 ^ 20 + 2 ^ 10, 2 ^ 16  -- with the spec; readers take an entry whole before they can see that it is none
 local ring = load_ring()
 if not ring then return {'NORING'} end
@@ -61,47 +63,61 @@ local function heal()
 end
 
 -- Answers what the server has against it, if anything.
-local function try_add(entry)
-  local reply = redis.pcall('xadd', samples_key, id_of(ring.next), unpack(entry))
+local function try_add(entry, length)
+  local reply = redis.pcall('xadd', samples_key, id_of(ring.next), unpack(entry, 1, length))
   return type(reply) == 'table' and reply.err and tostring(reply.err)
 end
 
 local time = string.format('%.3f', now())
 
-local function add(sample, i)
-  local entry = {'from', sender, 'seq', sample.seq, 't', time, 'spec', ARGV[i + 1], 'bytes', sample.size,
-    'raw', sample.raw, 'parts', sample.uid .. ':' .. sample.parts, 'head', ARGV[i + 2]}
-  if ARGV[i + 3] ~= '' then
-    entry[17], entry[18] = 'data', ARGV[i + 3]
-  end
-  local err = try_add(entry)
+-- The run whose arguments begin at i, with the names of its parts and the fields that its entries have in common.
+local function read_run(i)
+  local run = {at = i + PER_RUN, names = {}}
+  local seq, count, cost, size, raw, uid, parts, start =
+    string.match(ARGV[i], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%S+) (%d+) (%S+)$')
+  run.seq, run.count, run.cost, run.size = tonumber(seq), tonumber(count), tonumber(cost), tonumber(size)
+  run.uid, run.parts, run.start = uid, parts, tonumber(start)
+  part_names(run.names, uid, tonumber(parts))
+  run.begin, run.text_bytes = ARGV[i + 2], #ARGV[i + 1] + #ARGV[i + 2]
+  run.entry = {'from', sender, 'seq', '', 't', time, 'spec', ARGV[i + 1], 'bytes', size, 'raw', raw,
+    'parts', uid .. ':' .. parts, 'head', '', 'data', ''}
+  return run
+end
+
+-- Adds the sample of that place in a run to the stream; answers what the server has against it.
+local function add(run, place)
+  local entry, at = run.entry, run.at + PER_SAMPLE * place
+  entry[4] = int(run.seq + place)
+  if run.start then entry[14] = run.uid .. '@' .. int(run.start + place * run.size) .. ':1' end
+  entry[16], entry[18] = run.begin .. ARGV[at], ARGV[at + 1]
+  local length = ARGV[at + 1] == '' and 16 or 18
+  local err = try_add(entry, length)
   if err and (string.find(err, 'equal or smaller', 1, true) or string.find(err, 'last possible ID', 1, true)) then
     heal()
-    err = try_add(entry)
+    err = try_add(entry, length)
   end
   return err
 end
 
--- The sample whose arguments begin at i, with the names of its parts.
-local function read_sample(i)
-  local sample = {names = {}}
-  sample.seq, sample.cost, sample.size, sample.raw, sample.uid, sample.parts =
-    string.match(ARGV[i], '^(%d+) (%d+) (%d+) (%d+) ([^:]+):(%d+)$')
-  if sample.parts == '0' then return sample end
-  sample.shared = string.match(sample.uid, '^(.*)@')
-  part_names(sample.names, sample.shared or sample.uid, tonumber(sample.parts))
-  return sample
-end
-
 -- Lines for the index. Of samples that share a part the last owns it: such a line is written when it is known what comes
 -- behind it.
-local lines, open_line = {}, nil
+local lines, open_run = {}, nil
 
-local function close_line(next_shared)
-  if not open_line then return end
-  local owns = open_line.shared ~= next_shared
-  lines[#lines + 1] = open_line.cost .. ' ' .. (owns and open_line.shared .. ' ' .. open_line.parts or '- 0')
-  open_line = nil
+local function close_line(next_uid)
+  if not open_run then return end
+  local owns = open_run.uid ~= next_uid
+  lines[#lines + 1] = owns and int(open_run.cost) .. ' ' .. open_run.uid .. ' ' .. open_run.parts or open_run.unowned
+  open_run = nil
+end
+
+local function write_line(run)
+  close_line(run.uid)
+  if run.start then
+    run.unowned = run.unowned or int(run.cost) .. ' - 0'
+    open_run = run
+  else
+    lines[#lines + 1] = int(run.cost) .. ' ' .. run.uid .. ' ' .. run.parts
+  end
 end
 
 local function write_lines()
@@ -111,87 +127,99 @@ end
 
 local lasting = {}
 
--- Answers why a sample that is next cannot be taken.
-local function take(sample, i)
-  local cost = tonumber(sample.cost)
-  if not fits(ring, cost, 1) then
+-- Answers why the sample of that place in a run, which is next, cannot be taken.
+local function take(run, place)
+  if not fits(ring, run.cost, 1) then
     write_lines()
-    local granted, holder = make_room(ring, cost, 1, 0)
+    local granted, holder = make_room(ring, run.cost, 1, 0)
     if not granted then
-      mark_waiting(cost, 1)
+      mark_waiting(run.cost, 1)
       return {'FULL', holder, last_room_id(), int(ring.next - ring.first), int(ring.capacity)}
     end
   end
-  local err = add(sample, i)
+  local err = add(run, place)
   if err then
     if string.find(err, 'OOM', 1, true) then return {'OOM'} end
     return {'ERROR', err}
   end
-  if not (sample.shared and lasting[sample.shared]) then
-    for _, part in ipairs(sample.names) do redis.call('persist', part) end
-    if sample.shared then lasting[sample.shared] = true end
+  if #run.names > 0 and not lasting[run.uid] then
+    for _, part in ipairs(run.names) do redis.call('persist', part) end
+    lasting[run.uid] = true
   end
-  close_line(sample.shared)
-  if sample.shared then
-    open_line = sample
-  else
-    lines[#lines + 1] = sample.cost .. ' ' .. sample.uid .. ' ' .. sample.parts
-  end
+  write_line(run)
   if #lines >= KEYS_AT_ONCE then write_lines() end
   ring.next = ring.next + 1
-  ring.bytes = ring.bytes + cost
+  ring.bytes = ring.bytes + run.cost
   last = last + 1
   taken = taken + 1
 end
 
--- Whether all parts of a sample are there; a shared one is looked for once.
+-- Whether all parts of a run are there; one that runs share is looked for once.
 local there = {}
 
-local function is_whole(sample)
-  if #sample.names == 0 or (sample.shared and there[sample.shared]) then return true end
-  if in_chunks('exists', sample.names) ~= #sample.names then return false end
-  if sample.shared then there[sample.shared] = true end
+local function is_whole(run)
+  if #run.names == 0 or there[run.uid] then return true end
+  if in_chunks('exists', run.names) ~= #run.names then return false end
+  there[run.uid] = true
   return true
 end
 
--- Which samples are next, as far as nothing but room can be in the way; and why it is no further.
-local fresh, cost, seq, spare = {}, 0, last, {}
-for i = 4, #ARGV, PER_SAMPLE do
-  local sample = read_sample(i)
-  local own = tonumber(sample.seq)
-  if own <= last then
-    spare[#spare + 1] = sample
-    duplicates = duplicates + 1
-  else
-    if ring.ended then stopped = {'ENDED'}
-    elseif own > seq + 1 then stopped = {'GAP'}
-    elseif #ARGV[i + 1] + #ARGV[i + 2] > LARGEST_HEAD or #ARGV[i + 3] > LARGEST_DATA then
-      stopped = {'ERROR', 'an entry of ' .. #ARGV[i + 2] .. ' bytes of head and ' .. #ARGV[i + 3] .. ' of data'}
-    elseif not is_whole(sample) then stopped = {'MISSING'} end
-    if stopped then break end
-    fresh[#fresh + 1] = {sample, i}
-    cost, seq = cost + tonumber(sample.cost), own
-  end
-end
-
-if #fresh > 0 then
-  use_lease(ring, name, cost, #fresh)
-  make_room(ring, cost, #fresh, 0)  -- at once for all, if it can be
-  for _, one in ipairs(fresh) do
-    local why = take(one[1], one[2])
-    if why then
-      stopped = why
-      break
+-- How many samples of a run, from that place on, have texts that readers take.
+local function count_readable(run, place)
+  for i = place, run.count - 1 do
+    local at = run.at + PER_SAMPLE * i
+    if run.text_bytes + #ARGV[at] > LARGEST_HEAD or #ARGV[at + 1] > LARGEST_DATA then
+      stopped = {'ERROR', 'an entry of ' .. int(run.text_bytes + #ARGV[at]) .. ' bytes of head and '
+        .. #ARGV[at + 1] .. ' of data'}
+      return i - place
     end
   end
+  return run.count - place
+end
+
+-- Which samples are next, as far as nothing but room can be in the way: runs, where in them to begin, how many; and why
+-- it is no further.
+local fresh, fresh_count, cost, seq, spare = {}, 0, 0, last, {}
+local i = 4
+while i <= #ARGV and not stopped do
+  local run = read_run(i)
+  local known = math.max(math.min(last - run.seq + 1, run.count), 0)
+  duplicates = duplicates + known
+  if known > 0 then spare[#spare + 1] = run end
+  if known < run.count then
+    if ring.ended then stopped = {'ENDED'}
+    elseif run.seq + known > seq + 1 then stopped = {'GAP'}
+    elseif not is_whole(run) then stopped = {'MISSING'}
+    else
+      local count = count_readable(run, known)
+      fresh[#fresh + 1] = {run, known, count}
+      cost, seq, fresh_count = cost + count * run.cost, seq + count, fresh_count + count
+    end
+  end
+  i = run.at + PER_SAMPLE * run.count
+end
+
+local function take_all()
+  for _, one in ipairs(fresh) do
+    for place = one[2], one[2] + one[3] - 1 do
+      local why = take(one[1], place)
+      if why then return why end
+    end
+  end
+  return stopped
+end
+
+if fresh_count > 0 then
+  use_lease(ring, name, cost, fresh_count)
+  make_room(ring, cost, fresh_count, 0)  -- at once for all, if it can be
+  stopped = take_all()
   close_line(nil)
   write_lines()
 end
 
-for _, sample in ipairs(spare) do
-  local used = sample.shared and lasting[sample.shared]
-  if #sample.names > 0 and not used and redis.call('pttl', sample.names[1]) > 0 then
-    in_chunks('unlink', sample.names)
+for _, run in ipairs(spare) do
+  if #run.names > 0 and not lasting[run.uid] and redis.call('pttl', run.names[1]) > 0 then
+    in_chunks('unlink', run.names)
   end
 end
 

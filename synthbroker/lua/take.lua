@@ -4,7 +4,7 @@
 -- ARGV  2 group  3 consumer (family/worker:word)  4 how many  5 live samples there must be before anything is given
 --       6 claim_after_s (negative: do not look for dead members now)  7 random seed
 --       8 how many at most, where many more are waiting; negative: that many, and none that was given before  9... producers to take from, all where there are none
--- Reply word, time, id to wait behind, held, then number and uses of each sample
+-- Reply word, time, id to wait behind, held, then three for each run of samples: number of the first, how many, uses
 --       OK | EMPTY wait | END nothing comes any more | NOGROUP | REJOIN the consumer is not registered
 --       | UNSETTLED the server may have forgotten what it gave: settle.lua first | NORING
 --       uses: how often the group has been given the sample, this time included (reuse "inf" keeps no count: 2 means
@@ -216,7 +216,15 @@ end
 local function reply(word)
   for field, n in pairs(tally) do redis.call('hincrby', group_key(name), field, n) end
   local answer = {word, string.format('%.3f', now()), wait_id, held() and '1' or '0'}
-  for _, item in ipairs(given) do answer[#answer + 1] = item end
+  local at = #answer - 2
+  for i = 1, #given, 2 do
+    if i > 1 and given[i] == given[i - 2] + 1 and given[i + 1] == given[i - 1] then
+      answer[at + 1] = answer[at + 1] + 1
+    else
+      at = at + 3
+      answer[at], answer[at + 1], answer[at + 2] = given[i], 1, given[i + 1]
+    end
+  end
   return answer
 end
 
