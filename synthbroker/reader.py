@@ -36,9 +36,11 @@ MOST_PREFETCHED_BYTES = 10**9
 _LAST_WORD_S = 5.0
 _GLANCE_S = 0.2
 _BYTES_AT_ONCE = 64 << 20
-_MOST_AT_ONCE = 512
+_MOST_AT_ONCE = 128  # objects of more live long enough to keep the garbage collector busy
 _SMALL_BYTES = 1 << 18  # so much is made ready of what is in hand anyway
-_FLUSH_AFTER_S = 0.005
+# The training loop tells the ring of so much that is done with, or after so long, where the reading thread would later.
+_FLUSH_BYTES = 4 << 20
+_FLUSH_AFTER_S = 0.05
 _LONGEST_NAME = 100  # of what somebody else may have written
 _LONGEST_REASON = 300
 
@@ -80,6 +82,7 @@ class Reader:
         self._waiting = False
         self._at_work = False
         self._flushed = 0.0
+        self._done_bytes = 0
         self._acknowledged: list[tuple[str, Sequence[int]]] = []  # and the ring has not been told
         self._ended = False
         self._error: BaseException | None = None
@@ -127,15 +130,16 @@ class Reader:
         """Say that samples are done with, soon: many small batches are told of together by the reading thread."""
         with self._changed:
             self._acknowledged.append((epoch, numbers))
+            self._done_bytes += len(numbers) * self._sample_bytes
+            little = self._done_bytes < _FLUSH_BYTES and time.monotonic() - self._flushed < _FLUSH_AFTER_S
             others_will = self._at_work or self._ready
-            lately = time.monotonic() - self._flushed < _FLUSH_AFTER_S
-        if not (others_will and lately):
+        if not (others_will and little):
             self.flush()
 
     def flush(self) -> None:
         """Tell the ring what is done with."""
         with self._changed:
-            told, self._acknowledged = self._acknowledged, []
+            told, self._acknowledged, self._done_bytes = self._acknowledged, [], 0
             self._flushed = time.monotonic()
         for epoch, some in groupby(told, key=itemgetter(0)):
             self.source.acknowledge(epoch, [number for _, numbers in some for number in numbers])
