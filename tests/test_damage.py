@@ -77,17 +77,17 @@ def head_of(sample, **changes):
 def resized(sample, *fields):
     """Describe the fields of a sample otherwise: each as name, dtype, sizes, codec and packed bytes."""
     described = msgpack.packb([field[:4] for field in fields])
-    return sample._replace(head=head_of(sample, f=described, s=[field[4] for field in fields]))
+    return sample._replace(begin=head_of(sample, f=described, s=[field[4] for field in fields]), ends=b"")
 
 
 MIXED_SIZE = 261_500  # numbers in a sample whose last part rides in the entry
 SMALL, LARGE = encoded(2), encoded(2, IN_PARTS)
 MIXED = encoded(2, MIXED_SIZE)
 HOSTILE = {
-    "a head that is none": SMALL._replace(head=b"\xc1\xc1"),
-    "an empty head": SMALL._replace(head=b""),
-    "a head of the future": SMALL._replace(head=head_of(SMALL, v=2)),
-    "a head without parts": SMALL._replace(head=head_of(SMALL, p=[])),
+    "a head that is none": SMALL._replace(begin=b"\xc1\xc1", ends=b""),
+    "an empty head": SMALL._replace(begin=b"", ends=b""),
+    "a head of the future": SMALL._replace(begin=head_of(SMALL, v=2), ends=b""),
+    "a head without parts": SMALL._replace(begin=head_of(SMALL, p=[]), ends=b""),
     "another dtype": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "i32", [4], "raw", 16]),
     "another shape": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [2, 2], "raw", 16]),
     "a field less": resized(SMALL, ["n", "i64", [3], "raw", 24]),
@@ -96,8 +96,8 @@ HOSTILE = {
     "a tensor of petabytes": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [2**48], "lz4", 16]),
     "bytes that do not unpack": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [8], "lz4", 16]),
     "sizes that do not add up": resized(SMALL, ["n", "i64", [], "raw", 8], ["x", "f32", [4], "raw", 20]),
-    "fields that are no bytes": SMALL._replace(head=head_of(SMALL, f=[["n", "i64", [], "raw"]])),
-    "a size less than fields": SMALL._replace(head=head_of(SMALL, s=[24])),
+    "fields that are no bytes": SMALL._replace(begin=head_of(SMALL, f=[["n", "i64", [], "raw"]]), ends=b""),
+    "a size less than fields": SMALL._replace(begin=head_of(SMALL, s=[24]), ends=b""),
     "other data than checksummed": SMALL._replace(data=b"y" * 24),
     "less data than stated": SMALL._replace(data=b"y" * 23),
     "no data": SMALL._replace(data=b""),
@@ -127,12 +127,19 @@ def test_a_hostile_sample_is_quarantined_and_the_rest_arrives(server, ring_name,
         check_ledger(server, ring_name, "g")
 
 
-@pytest.mark.parametrize("field", ["head", "data"])
-def test_an_entry_that_would_take_more_memory_than_any_sample_does_is_refused(server, ring_name, field):
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"begin": b"y" * 10, "ends": b"y" * 1_999_990},
+        {"begin": b"y" * 2_000_000, "ends": b""},
+        {"data": b"y" * 2_000_000},
+    ],
+)
+def test_an_entry_that_would_take_more_memory_than_any_sample_does_is_refused(server, ring_name, changed):
     fill(server, ring_name, range(2), producers=0, capacity="500MB")
     with raw_ring(server, ring_name) as ring:
         with pytest.raises(sb.ServerRefusedError, match=r"an entry of .*2000000"):
-            commit_raw(ring, [SMALL._replace(**{field: b"y" * 2_000_000})])
+            commit_raw(ring, [SMALL._replace(**changed)])
     admin.end(ring_name, url=server.url)
     assert drain(sb.Consumer(server.url, ring=ring_name, group="g")) == [0, 1]
 

@@ -230,6 +230,34 @@ def test_the_part_leaves_with_the_last_of_its_samples_where_bytes_are_short(rig:
     assert part not in lasting(rig)
 
 
+def motley(first: int, count: int) -> list[tuple[int, Shared]]:
+    """Make samples of several kinds that share one part: runs of 2, 2, 1, 1, ... that have little in common."""
+    made, start = [], 0
+    for seq in range(first, first + count):
+        nbytes = (9_000, 9_000, 7_000, 7_000, 8_000, 6_500)[(seq - first) % 6]
+        made.append((seq, Shared(sample_of(nbytes, seq), 0, start, 10_000 + seq % 2 if seq % 6 == 0 else 10_000)))
+        start += nbytes
+    return made
+
+
+@pytest.mark.parametrize("known", range(8))
+def test_several_kinds_share_a_part_and_some_of_them_were_taken_before(rig: Rig, known: int) -> None:
+    rig.open("drop-oldest", max_samples=14)
+    who, reader = rig.producer(), rig.reader()
+    if known:
+        assert rig.ring.commit(who, motley(1, known)).last == known
+    assert rig.ring.commit(who, motley(1, 14)) == Answer("OK", last=14, newest=14)
+    assert rig.balance()["duplicates"] == known
+    assert len(lasting(rig)) == len(rig.part_keys()) == (2 if known else 1)
+    assert rig.balance()["bytes"] == cost_of(motley(1, 14))
+    assert read(rig, reader) == live(rig) == [*range(1, 15)]
+    evict(rig, who, 15, 13)
+    assert live(rig) == [*range(14, 28)]
+    assert len(lasting(rig)) == 1
+    evict(rig, who, 28, 1)
+    assert rig.part_keys() == set()
+
+
 @pytest.mark.parametrize("limit", ["max_samples", "capacity"])
 def test_what_is_taken_of_a_part_owns_it_and_the_rest_comes_in_another(rig: Rig, limit: str) -> None:
     samples = burst(1, 10)

@@ -169,7 +169,7 @@ local function count_readable(run, place)
   for i = place, run.count - 1 do
     local at = run.at + PER_SAMPLE * i
     if run.text_bytes + #ARGV[at] > LARGEST_HEAD or #ARGV[at + 1] > LARGEST_DATA then
-      stopped = {'ERROR', 'an entry of ' .. int(run.text_bytes + #ARGV[at]) .. ' bytes of head and '
+      stopped = {'ERROR', 'an entry of ' .. int(#run.begin + #ARGV[at]) .. ' bytes of head and '
         .. #ARGV[at + 1] .. ' of data'}
       return i - place
     end
