@@ -35,6 +35,8 @@ class Outgoing:
         submit: Has `encode` done in another thread.
     """
 
+    __slots__ = ("_encode", "_encoded", "_future", "_submit", "nbytes")
+
     def __init__(
         self,
         nbytes: int,
@@ -137,7 +139,7 @@ class Packer:
         copy: bool,
         watched: bool,
     ) -> Outgoing:
-        plain = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
+        plain = _contiguous(arrays)
         if watched:
             self._watch.see(plain)
         return Outgoing(nbytes, wire.encode(plain, chosen, along, self._pool if copy else None))
@@ -152,7 +154,7 @@ class Packer:
     ) -> Encoded | None:
         for flight in flights:
             flight.wait()
-        arrays = {name: np.array(array, order="C", copy=None) for name, array in arrays.items()}
+        arrays = _contiguous(arrays)
         cast, reason = casts.apply(arrays, self.casts)
         if reason is None and self.checks:
             reason = checks.failed(cast, self.checks)
@@ -162,3 +164,10 @@ class Packer:
         if watched:
             self._watch.see(cast)
         return wire.encode(cast, self.chooser.codecs_for(cast), along)
+
+
+def _contiguous(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {
+        name: array if array.flags.c_contiguous else np.array(array, order="C", copy=None)
+        for name, array in arrays.items()
+    }

@@ -13,6 +13,7 @@ from operator import itemgetter
 from threading import Condition, Event, Thread
 from typing import Any, TypeVar
 
+from synthbroker import ring as rings
 from synthbroker.assemble import Assembly, Finish, MissingPartError, Plan, fetch_shared
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
@@ -38,8 +39,6 @@ _GLANCE_S = 0.2
 _BYTES_AT_ONCE = 64 << 20
 _MOST_AT_ONCE = 128  # objects of more live long enough to keep the garbage collector busy
 _SMALL_BYTES = 1 << 18  # so much is made ready of what is in hand anyway
-# The training loop tells the ring of so much that is done with, or after so long, where the reading thread would later.
-_FLUSH_BYTES = 4 << 20
 _FLUSH_AFTER_S = 0.05
 _LONGEST_NAME = 100  # of what somebody else may have written
 _LONGEST_REASON = 300
@@ -127,14 +126,18 @@ class Reader:
         return None
 
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
-        """Say that samples are done with, soon: many small batches are told of together by the reading thread."""
+        """Say that samples are done with, soon: many batches are told of together, mostly by the reading thread."""
         with self._changed:
             self._acknowledged.append((epoch, numbers))
             self._done_bytes += len(numbers) * self._sample_bytes
-            little = self._done_bytes < _FLUSH_BYTES and time.monotonic() - self._flushed < _FLUSH_AFTER_S
             others_will = self._at_work or self._ready
-        if not (others_will and little):
+        if not others_will or self._owes_much():
             self.flush()
+
+    def _owes_much(self) -> bool:
+        """Say whether what is done with and not told yet would wake producers that wait for room, or is rather old."""
+        much = self._done_bytes * rings.FEWEST_SHARE >= self.source.meta.capacity_bytes
+        return much or time.monotonic() - self._flushed >= _FLUSH_AFTER_S
 
     def flush(self) -> None:
         """Tell the ring what is done with."""
@@ -206,7 +209,8 @@ class Reader:
         self.source.begin()
         while assembly.missing and not (found.ended or found.stuck or found.whole):
             if not self._in_hand:
-                self.flush()
+                if self._owes_much():
+                    self.flush()
                 found = self.source.take(assembly.missing, self._most(), assembly.holding)
                 self.counts.overrun += found.gone
                 self._given_s = found.now_s

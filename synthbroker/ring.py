@@ -46,6 +46,7 @@ from synthbroker.sharing import Shared, alone
 from synthbroker.wire import Encoded, Slice
 
 LEASE_S = 60
+FEWEST_SHARE = 16  # the part of a full ring that is given back at a time (lib.lua)
 BEAT_S = 5.0
 FOLD_AFTER_S = 3600
 MOST_NAMED = 1000
