@@ -33,7 +33,12 @@ class Outgoing:
         encoded: What to send, if that is there already.
         encode: Else gives it, or None where the sample went to quarantine.
         submit: Has `encode` done in another thread.
+
+    Attributes:
+        added_s: When it was put, by `time.monotonic`.
     """
+
+    added_s = 0.0
 
     def __init__(
         self,

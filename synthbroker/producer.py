@@ -18,6 +18,7 @@ from synthbroker import ring as rings
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
 from synthbroker.heart import Heart
+from synthbroker.pace import Pace
 from synthbroker.packing import Packer
 from synthbroker.quality import Quality
 from synthbroker.replies import Meta, Settings
@@ -216,6 +217,11 @@ class Producer:
         return self._sender.stats if self._sender else ProducerStats()
 
     @property
+    def pace(self) -> Pace:
+        """How its samples get through."""
+        return self._sender.pace if self._sender else Pace()
+
+    @property
     def info(self) -> dict[str, Any]:
         """The ring's `info`."""
         self._running()
@@ -249,6 +255,7 @@ class Producer:
         return self._sender
 
     def _start(self) -> Sender:
+        self._job = settings.job()
         self._keep_trying(self._open)
         sender = Sender(
             self._ring,
@@ -374,7 +381,7 @@ class Producer:
 
     def _about(self) -> dict[str, Any]:
         """Write the record that `status` shows; rates are over the time since the last heartbeat."""
-        job = settings.job()
+        job = self._job
         about: dict[str, Any] = {"host": job.host, "pid": job.pid, "state": self._state}
         if job.job_id is not None:
             about |= {"job_id": job.job_id, "array_task_id": job.array_task_id, "restart": job.restart_count}
@@ -399,7 +406,7 @@ class Producer:
         }
 
     def _report(self) -> str:
-        sent, job = self._since("report"), settings.job()
+        sent, job = self._since("report"), self._job
         of = f" job {job.job_id}" if job.job_id is not None else ""
         return (
             f"ring {self._ring.name} producer {self.name}{of}: {sent['samples']} samples, "
