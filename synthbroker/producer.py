@@ -25,6 +25,7 @@ from synthbroker.replies import Meta, Settings
 from synthbroker.ring import Ring
 from synthbroker.schema import Schema, Shaped
 from synthbroker.sender import ProducerStats, Sender
+from synthbroker.shares import Share
 from synthbroker.twins import TwinWatch
 
 log = logging.getLogger("synthbroker")
@@ -270,6 +271,7 @@ class Producer:
             reconnect_s=self._reconnect_s,
         )
         self._began = time.monotonic()
+        self._blocked, self._sending = Share(), Share()
         self._marks: dict[str, tuple[float, ProducerStats]] = {}  # what was sent when it was last told, and to whom
         self._state = "alive"
         self._sender = sender
@@ -388,7 +390,18 @@ class Producer:
         if self._generated:
             about["generation_s"] = round(self._generation_s / self._generated, 6)
         chosen = self._packer.chooser.described()
-        return about | self._since("heartbeat") | ({"codec": chosen} if chosen else {})
+        return about | self._since("heartbeat") | self._shares() | ({"codec": chosen} if chosen else {})
+
+    def _shares(self) -> dict[str, Any]:
+        """Say what it spends its time on."""
+        self._blocked.update(self.stats.blocked_s)
+        self._sending.update(self.pace.sending_s)
+        return {
+            "blocked_share": round(self._blocked.lately, 3),
+            "blocked_ever_share": round(self._blocked.ever, 3),
+            "sending_share": round(self._sending.lately, 3),
+            "age_s": round(self._blocked.age_s, 1),
+        }
 
     def _since(self, what: str) -> dict[str, Any]:
         """Say how much was sent, and at what rates since this was last asked for the same purpose."""
