@@ -12,7 +12,7 @@ no batch. Which of them waits says what is short, and two more shares say why:
 | no | yes | the same, and generators spend half of their time sending | the way into the broker |
 | no | yes | its readers find enough | the way out of the broker, or unpacking |
 | yes | yes | its readers find nothing, another group has something left to read | that group |
-| yes | yes | its readers find nothing, and no other group is behind | room: a full ring is all with the readers |
+| yes | yes | its readers find nothing, and no other group is behind | room: they wait in turn |
 | yes | yes | its readers find enough | the way out of the broker, or the broker |
 
 How many generators are needed is reckoned from the shares: of n that are blocked for a share b of their time, n (1 - b)
@@ -156,8 +156,9 @@ def _other_group(signs: Signs) -> str:
 
 def _room(signs: Signs) -> str:
     return (
-        f"a bigger ring: both sides wait in turn, because all {signs.live} samples that fit are in the hands of group "
-        f"{signs.group}; raise --capacity or --max-samples, take smaller batches, or acknowledge more often"
+        f"a bigger ring: both sides wait in turn, because it holds too few samples (now {signs.live}) to even their "
+        f"pace out; raise --capacity or --max-samples, or have group {signs.group} take smaller batches, or acknowledge "
+        "more often"
     )
 
 

@@ -39,7 +39,10 @@ TABLE: list[tuple[dict[str, Any], str]] = [
     ({"starved": 0.5, "dry": 0.5, "sending": 0.5}, "broker- or network-bound: generators spend 50% of their time"),
     ({"starved": 0.5, "dry": 0.0}, "broker- or network-bound, or busy unpacking: samples are there, and group train"),
     ({"starved": 0.5, "blocked": 0.5}, "broker- or network-bound, or busy unpacking"),
-    ({"starved": 0.5, "blocked": 0.5, "dry": 0.5}, "a bigger ring: both sides wait in turn, because all 42 samples"),
+    (
+        {"starved": 0.5, "blocked": 0.5, "dry": 0.5},
+        "a bigger ring: both sides wait in turn, because it holds too few samples (now 42)",
+    ),
     ({"starved": 0.5, "blocked": 0.5, "dry": 0.5, "behind": "val"}, "group val holds the ring up, and group train"),
     ({"starved": 0.5, "dry": 0.5, "behind": "val"}, "more generators"),
     ({"lost": 0.3}, "group train never saw 30% of what was made: fewer generators would do"),
@@ -174,7 +177,7 @@ def test_who_is_as_fast_as_the_other_waits_for_nobody(scene: Scene) -> None:
 def test_a_ring_that_is_all_in_the_readers_hands_should_be_bigger(scene: Scene) -> None:
     scene.generate(0.0, max_samples=4)
     scene.train(0.0, batch_size=4)
-    status = scene.advises("a bigger ring: both sides wait in turn, because all ")
+    status = scene.advises("a bigger ring: both sides wait in turn, because it holds too few samples (now ")
     assert "acknowledge more often" in status.advice
 
 

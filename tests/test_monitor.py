@@ -182,7 +182,7 @@ def test_how_long_a_group_starved_is_a_mean_of_its_living_readers_and_not_of_who
     group = hands.status().groups["train"]
     assert (group.starved_share, group.dry_share, group.starved_ever_share) == pytest.approx((0.4, 0.2, 0.3))
     assert group.consumers[str(readers[2])].starved_share is None
-    assert hands.status().advice.startswith("more generators: about 2 instead of 1, because group train")
+    assert hands.status().advice.startswith("a bigger ring: both sides wait in turn")
     hands.ring.leave_group(readers[1], "train")
     assert hands.status().groups["train"].starved_share == pytest.approx(0.2)
 
