@@ -157,7 +157,7 @@ def _other_group(signs: Signs) -> str:
 def _room(signs: Signs) -> str:
     return (
         f"a bigger ring: both sides wait in turn, because it holds too few samples (now {signs.live}) to even their "
-        f"pace out; raise --capacity or --max-samples, or have group {signs.group} take smaller batches, or acknowledge "
+        f"pace out; raise --capacity or --max-samples, or have group {signs.group} take smaller batches or acknowledge "
         "more often"
     )
 
