@@ -166,7 +166,9 @@ class Crew:
     def _kill_overdue(self) -> None:
         overdue_s = self._grace_s + _KILL_AFTER_S
         if self._running and self._stopping_since and time.monotonic() - self._stopping_since > overdue_s:
-            log.warning("%d workers did not stop within %s: killed", len(self._running), format_duration(overdue_s))
+            late = len(self._running - self._told)  # the others have said all, and only do not end
+            if late:
+                log.warning("%d workers did not stop within %s: killed", late, format_duration(overdue_s))
             self._kill()
 
     def _kill(self) -> None:

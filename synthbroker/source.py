@@ -75,12 +75,14 @@ class GroupSource:
         self._epoch = ""  # in which this reader was given what it remembers
         losses.watch(ring)
         self._starving = Starving(ring, options)
-        self._starved, self._dry = Share(counts.starved.total_s), Share()
+        self._starved, self._dry = Share(), Share()
         self._heart = Heart(self._beat, self._report, rings.BEAT_S)
 
     def start(self) -> None:
         """Join the group, waiting for the ring if need be."""
         self._join()
+        # Only from here on is waiting something that more generators, or a larger ring, could help.
+        self._starved, self._dry = Share(self._counts.starved.total_s), Share(self._counts.waiting_s)
         self._heart.start()
 
     def begin(self) -> None:
