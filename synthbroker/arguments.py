@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synthbroker import checks, durable, generate, options, ring, schema, units
+from synthbroker import checks, durable, generate, limits, options, ring, schema, units
 from synthbroker.bench import measures
 
 T = TypeVar("T")
@@ -162,8 +162,10 @@ def _add_generate(commands: _Commands) -> None:
         "      rng = numpy.random.default_rng(worker.seed)\n"
         "      while True:\n"
         '          yield {"image": ..., "label": ...}  # numpy arrays or torch tensors\n\n'
-        "SIGINT and SIGTERM finish the samples in hand; a second one ends at once. When all workers are done the ring\n"
-        "is ended, unless --keep-open or --producers say otherwise.",
+        "SIGINT, SIGTERM and --stop-signal finish the samples in hand; a second one ends at once. When all workers\n"
+        "are done the ring is ended, unless --keep-open or --producers say otherwise.\n\n"
+        "exit codes: 0 all done, or --idle-s; 1 failed; 75 stopped before the job ends: start it again to go on;\n"
+        "128 + n stopped by signal n (USR1: 138)",
     )
     add = command.add_argument
     add("target", metavar="MODULE:FUNCTION", help="found in the current directory or on Python's path")
@@ -176,7 +178,20 @@ def _add_generate(commands: _Commands) -> None:
     add("--grace-s", type=_seconds, default=generate.DEFAULT_GRACE_S, metavar="S",
         help="seconds to finish in after a signal (default: %(default)g)")  # fmt: skip
     add("--name", help="names the producers NAME-w0, NAME-w1, …: newer ones of the same name shut older ones out")
+    _add_limits(command)
     _add_ring_options(command)
+
+
+def _add_limits(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument_group("when it stops by itself").add_argument
+    add("--stop-signal", choices=generate.STOP_SIGNALS, default="USR1", help="stops as SIGTERM does (default: USR1)")
+    add("--ends-in-s", type=_seconds, metavar="S",
+        help="this job ends in S seconds (default: SLURM_JOB_END_TIME; inf: never): no sample is begun that would "
+        "probably not be done by then")  # fmt: skip
+    add("--margin-s", type=_seconds, default=limits.DEFAULT_MARGIN_S, metavar="S",
+        help="seconds before that when everything shall be over (default: %(default)g)")  # fmt: skip
+    add("--idle-s", type=_seconds, metavar="S",
+        help="end, and give the node back, when no worker had room in the ring for S seconds")  # fmt: skip
 
 
 def _add_ring_options(command: argparse.ArgumentParser) -> None:

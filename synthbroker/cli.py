@@ -1,7 +1,8 @@
 """The command line: the only module that prints.
 
-Exit codes: 0 fine, 1 something was in the way (one line on stderr says what), 2 wrong usage, 128 + n stopped by
-signal n (130 for Ctrl-C).
+Exit codes: 0 fine, 1 something was in the way (one line on stderr says what), 2 wrong usage, 75 `generate` stopped
+because its job ends, and would go on if it were started again (EX_TEMPFAIL of sysexits.h), 128 + n stopped by signal n
+(130 for Ctrl-C, 138 for USR1).
 """
 
 import argparse
@@ -36,6 +37,7 @@ from synthbroker.quarantine import quarantine
 from synthbroker.server import ServerConfig
 from synthbroker.units import format_duration, format_size
 
+EXIT_TIME = 75
 _PLAIN_WIDTH = 200  # where there is no terminal whose width counts
 
 
@@ -124,7 +126,9 @@ def _generate(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name not in ("command", "verbose")}
     outcome = generate(given.pop("target"), **given)
     print(_summary(options.ring, outcome), flush=True)
-    return 0 if outcome.signal is None else 128 + outcome.signal
+    if outcome.signal is not None:
+        return 128 + outcome.signal
+    return EXIT_TIME if outcome.stopped == "time" else 0
 
 
 def _summary(ring: str, outcome: Outcome) -> str:
@@ -138,7 +142,19 @@ def _summary(ring: str, outcome: Outcome) -> str:
         counts.append(f"waited {format_duration(outcome.blocked_s)} for room, all workers together")
     if outcome.ended:
         counts.append("the ring has ended")
+    if outcome.stopped == "time":
+        counts.append(f"stopped because the job ends, start it again to go on (exit code {EXIT_TIME})")
+    if outcome.idle_for_s is not None:
+        counts.append(_idle(ring, outcome.idle_for_s))
     return "; ".join(counts)
+
+
+def _idle(ring: str, idle_for_s: float) -> str:
+    return (
+        f"stopped because ring {ring} had had no room for {format_duration(idle_for_s)} (--idle-s): its readers are "
+        f"slower, or away. `synthbroker status {ring}` says whether more generators are needed; submit this job again "
+        "then. To stay longer raise --idle-s, to go on generating meanwhile give a new ring more --capacity"
+    )
 
 
 def _status(options: argparse.Namespace) -> int:

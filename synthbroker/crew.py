@@ -1,6 +1,7 @@
 """The worker processes of `generate`, seen from their parent: started, listened to, stopped, and never left behind."""
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 from synthbroker.errors import GeneratorError
 from synthbroker.units import format_duration
-from synthbroker.worker import SIGNALS, LogLine, Order, Result, name_of, work
+from synthbroker.worker import Blocked, LogLine, Order, Result, name_of, work
 
 log = logging.getLogger("synthbroker")
 
@@ -28,12 +29,13 @@ class Crew:
     """Workers, one for each order.
 
     Args:
-        orders: What they are to do.
+        orders: What they are to do; limits and signals of all are those of the first.
         grace_s: How long they may take to finish when they are stopped, in seconds.
 
     Attributes:
         results: How those that have ended and could say so did.
         signal: What stopped them, if a signal did.
+        idle_for_s: How long none of them had had room, if they were stopped for that.
     """
 
     def __init__(self, orders: Sequence[Order], *, grace_s: float) -> None:
@@ -44,8 +46,20 @@ class Crew:
         self._told: set[int] = set()
         self._stopping_since: float | None = None
         self._failure: Exception | None = None
+        self._signals, self._idle_s = orders[0].signals, orders[0].limits.idle_s
+        self._blocked: dict[int, float] = {}  # since when those have had no room that have none
         self.results: list[Result] = []
         self.signal: int | None = None
+        self.idle_for_s: float | None = None
+
+    @property
+    def stopped(self) -> str | None:
+        """Why they stopped: "signal", "idle", "time" (their job ends); None: their generators have no more samples."""
+        if self.signal is not None:
+            return "signal"
+        if self.idle_for_s is not None:
+            return "idle"
+        return "time" if any(result.in_time for result in self.results) else None
 
     def run(self) -> None:
         """Start all, and come back when all have ended.
@@ -55,7 +69,7 @@ class Crew:
             SynthbrokerError, TypeError, ValueError: What else the first worker to fail met.
         """
         try:
-            with _taken_signals() as signals:
+            with _taken_signals(self._signals) as signals:
                 self._start()
                 while self._running:
                     watched = [
@@ -65,6 +79,7 @@ class Crew:
                         self._on_signal(os.read(signals, 1)[0])
                     for index in list(self._running):
                         self._look_after(index)
+                    self._stop_idle()
                     self._kill_overdue()
         finally:
             self._kill()
@@ -73,9 +88,11 @@ class Crew:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        resource_tracker.ensure_running()  # the first start would do it, and unblock the signals
-        # A worker is born with them blocked, and takes them when it can handle them.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        # A worker is born with them blocked, and takes them when it can handle them. So is the tracker, which SLURM may
+        # send them, too; starting it unblocks some.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         try:
             for index, order in enumerate(self._orders):
                 ours, theirs = context.Pipe(duplex=False)
@@ -100,9 +117,14 @@ class Crew:
         if index not in self._told and self._stopping_since is None:
             self._fail(GeneratorError(f"worker {index} {_how(process.exitcode)}"))
 
-    def _hear(self, index: int, message: LogLine | Result) -> None:
+    def _hear(self, index: int, message: LogLine | Blocked | Result) -> None:
         if isinstance(message, LogLine):
             log.log(message.level, "worker %d: %s", index, message.text)
+            return
+        if isinstance(message, Blocked):
+            self._blocked.pop(index, None)
+            if message.seconds:
+                self._blocked[index] = time.monotonic() - message.seconds
             return
         self._told.add(index)
         self.results.append(message)
@@ -127,6 +149,15 @@ class Crew:
             log.warning("%s again: ending at once, what is on its way is lost", name)
             self._kill()
 
+    def _stop_idle(self) -> None:
+        """Stop where none of those that run has had room for `idle_s`; one that makes its sample has not asked yet."""
+        if self._idle_s is None or self._stopping_since is not None or not self._running <= self._blocked.keys():
+            return
+        since = max((self._blocked[index] for index in self._running), default=math.inf)
+        if time.monotonic() - since >= self._idle_s:
+            self.idle_for_s = time.monotonic() - since
+            self._stop()
+
     def _stop(self) -> None:
         self._stopping_since = time.monotonic()
         for index in self._running:
@@ -135,7 +166,9 @@ class Crew:
     def _kill_overdue(self) -> None:
         overdue_s = self._grace_s + _KILL_AFTER_S
         if self._running and self._stopping_since and time.monotonic() - self._stopping_since > overdue_s:
-            log.warning("%d workers did not stop within %s: killed", len(self._running), format_duration(overdue_s))
+            late = len(self._running - self._told)  # the others have said all, and only do not end
+            if late:
+                log.warning("%d workers did not stop within %s: killed", late, format_duration(overdue_s))
             self._kill()
 
     def _kill(self) -> None:
@@ -146,7 +179,7 @@ class Crew:
 
 
 @contextmanager
-def _taken_signals() -> Iterator[int]:
+def _taken_signals(numbers: Sequence[int]) -> Iterator[int]:
     """Take signals meanwhile; give the end of a pipe from which their numbers come, a byte each."""
     read, write = os.pipe()
 
@@ -156,7 +189,7 @@ def _taken_signals() -> Iterator[int]:
     before = {}
     try:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            before = {number: signal.signal(number, handler) for number in SIGNALS}
+            before = {number: signal.signal(number, handler) for number in numbers}
         yield read
     finally:
         for number, old in before.items():

@@ -1,10 +1,10 @@
 """The training side with torch: an IterableDataset and its loader. The only module that imports torch's Dataset."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from ctypes import c_long
+from ctypes import c_double, c_long
 from dataclasses import replace
 from inspect import signature
-from multiprocessing import RawValue
+from multiprocessing import RawArray, RawValue
 from secrets import token_hex
 from typing import Any
 
@@ -23,6 +23,7 @@ from synthbroker.progress import Progress, run_of
 from synthbroker.ranks import Place
 from synthbroker.ring import Ring
 from synthbroker.seats import Seat
+from synthbroker.shares import Stopwatch
 
 
 def collate(samples: list[Any]) -> Any:
@@ -274,7 +275,12 @@ class RingDataset(IterableDataset[Any]):
         return ranks.find(rank, count, self.options.name)
 
     def read(
-        self, *, word: str = "", left: Callable[[], bool] | None = None, place: Place | None = None
+        self,
+        *,
+        word: str = "",
+        left: Callable[[], bool] | None = None,
+        place: Place | None = None,
+        starved: Stopwatch | None = None,
     ) -> Iterator[tuple[Any, BatchInfo]]:
         """Iterate batches with their info beside them.
 
@@ -282,6 +288,7 @@ class RingDataset(IterableDataset[Any]):
             word: Where there is one, `Deputies` acknowledges.
             left: Says whether the training loop was left.
             place: In a worker of `loader()`: which rank the training process is, and its sitting.
+            starved: In such a worker: where the training process measures how long its loop waits.
         """
         if self._ended and _alone(word):
             held = 0 if word else self.progress.unacknowledged()
@@ -289,14 +296,14 @@ class RingDataset(IterableDataset[Any]):
             raise_if_drained(self.options.url, self.options.ring, self.options.group, None if many else held)
         if self._session is None or self._session.begin_anew(place != self._place) or not self._session.usable:
             self._place = place if word else self._place_alone()
-            self._session = self._make_session(word)
+            self._session = self._make_session(word, starved)
         session = self._session
         self._ended = False
         for ready in session.batches(left):
             yield self._delivery.receive(ready.batch), ready.info
         self._ended = not session.usable
 
-    def _make_session(self, word: str) -> Session:
+    def _make_session(self, word: str, starved: Stopwatch | None) -> Session:
         worker, place = get_worker_info(), self._place
         if worker and not word and self._run.checkpoints:
             _refuse_worker("ack='checkpoint'")
@@ -305,7 +312,7 @@ class RingDataset(IterableDataset[Any]):
         finish = replace(TORCH, memory=self._delivery.memory, ship=self._delivery.ship)
         run = replace(self._run, name=place.family) if place and progress is None else self._run
         which = (worker.id, worker.num_workers) if worker else (0, 1)
-        seat = Seat(run.name, *which, word, run, place)
+        seat = Seat(run.name, *which, word, run, place, starved)
         return Session(self.options, finish, seat, lag=_WORKER_LAG if worker else 0, progress=progress)
 
     def _place_alone(self) -> Place | None:
@@ -347,12 +354,14 @@ class _WithInfo(IterableDataset[Any]):
         self.harbour = token_hex(8)  # where the training process takes parcels, if it does
         self.place: Place | None = None
         self.sitting = RawValue(c_long, 0)  # of the place; the processes that stay have another one in each iteration
+        self.starved = RawArray(c_double, 2)
         self.turn = RawValue(c_long, 0)  # counts iterations, for all processes: a worker must not wait in a former one
 
     def __iter__(self) -> Iterator[Any]:
         mine = self.turn.value
         place = self.place and replace(self.place, sitting=self.sitting.value)
-        pairs = self.dataset.read(word=self.word, left=lambda: self.turn.value != mine, place=place)
+        starved = Stopwatch(self.starved)
+        pairs = self.dataset.read(word=self.word, left=lambda: self.turn.value != mine, place=place, starved=starved)
         return pairs if self.dataset.device is None else (Parcel(*pair, self.harbour) for pair in pairs)
 
     def __len__(self) -> int:
@@ -411,7 +420,8 @@ class RingLoader(DataLoader[Any]):
         self._sit_down(place, anew=anew or left)
         expected = None if dataset.options.epoch_size is None else len(dataset)
         try:
-            yield from dataset.deputies.watch(self._pairs(), expected=expected, stay=self.persistent_workers)
+            stay, starved = self.persistent_workers, Stopwatch(self._with_info.starved)
+            yield from dataset.deputies.watch(self._pairs(), expected=expected, stay=stay, starved=starved)
             self._left = False
         finally:
             self._with_info.turn.value += 1

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from multiprocessing.util import Finalize
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 from synthbroker import losses
 from synthbroker import ring as rings
@@ -18,8 +18,11 @@ from synthbroker.heart import Heart
 from synthbroker.options import ReadOptions
 from synthbroker.progress import Progress
 from synthbroker.ring import Ring
+from synthbroker.shares import Stopwatch
 
 log = logging.getLogger("synthbroker")
+
+T = TypeVar("T")
 
 
 class Deputies:
@@ -70,14 +73,18 @@ class Deputies:
             _say_goodbye(self._options, list(self._words))
         return self._words[-1]
 
-    def watch(self, pairs: Iterable[tuple[Any, BatchInfo]], *, expected: int | None, stay: bool) -> Iterator[Any]:
+    def watch(
+        self, pairs: Iterable[tuple[Any, BatchInfo]], *, expected: int | None, stay: bool, starved: Stopwatch
+    ) -> Iterator[Any]:
         """Pass on the batches of one iteration, and acknowledge each when the next is asked for.
 
         Args:
             pairs: Batches with their info.
             expected: How many there are in an iteration, if that is set.
             stay: The workers go on in the next iteration.
+            starved: Measures how long the training loop waits for batches.
         """
+        pairs = _timed(pairs, starved)
         heart = Heart(self._beat, self._report, rings.BEAT_S)
         heart.start()
         count = 0
@@ -134,6 +141,21 @@ class Deputies:
 
     def _report(self) -> str:
         return f"ring {self._options.ring} group {self._options.group}: {self._batches} batches came from workers"
+
+
+def _timed(pairs: Iterable[T], starved: Stopwatch) -> Iterator[T]:
+    """Pass on what there is, and measure how long it takes to come."""
+    coming = iter(pairs)
+    del pairs  # whose workers end with it
+    while True:
+        starved.start()
+        try:
+            item = next(coming, None)
+        finally:
+            starved.stop()
+        if item is None:
+            return
+        yield item
 
 
 def _known(ring: Ring, group: str, words: list[str]) -> list[str]:

@@ -5,11 +5,13 @@ scripts keep, against lengths and pending lists that Redis keeps), so a differen
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from synthbroker import replies
+from synthbroker.advice import advise, signs_of
 from synthbroker.connection import Connection
 from synthbroker.ledger import Equation, Ledger, equation
 from synthbroker.replies import Meta, Reply
@@ -56,7 +58,7 @@ def read_status(ring: Ring, snapshot: Reply) -> RingStatus:
         *_ring_equations(meta, stream_length, index_length),
         *(one for name, group in groups.items() for one in _group_equations(name, group, meta)),
     )
-    return RingStatus(
+    status = RingStatus(
         ring=ring.name,
         where=ring.connection.where,
         now_s=now_s,
@@ -71,7 +73,37 @@ def read_status(ring: Ring, snapshot: Reply) -> RingStatus:
         generation_s=generation_s,
         wasted_s=0.0 if groups else (meta.first - 1) * (generation_s or 0.0),
         twins=tuple(_read_twins(replies.pairs(twins))),
+        **_blocked(producers.values()),
     )
+    return replace(status, advice=advise(signs_of(status)))
+
+
+def _blocked(producers: Iterable[ProducerStatus]) -> dict[str, Any]:
+    """Say what share of their time all producers were blocked, and sending."""
+    known = list(producers)
+    alive = [one for one in known if one.state == "alive"]
+    return {
+        "blocked_share": _mean((one.blocked_share, 1.0) for one in alive),
+        "blocked_ever_share": _mean((one.blocked_ever_share, one.age_s) for one in known),
+        "sending_share": _mean((one.sending_share, 1.0) for one in alive),
+    }
+
+
+def _starved(members: Iterable[ConsumerStatus]) -> dict[str, Any]:
+    """Say what share of the time the training loops of a group waited, and its readers for the ring."""
+    readers = [(one, one.starved_share) for one in members if one.starved_share is not None]
+    alive = [(one, share) for one, share in readers if one.state == "alive"]
+    found = {"starved_ever_share": _mean((one.starved_ever_share, one.age_s) for one, _ in readers)}
+    if alive:
+        found["starved_share"] = _mean((share, 1.0) for _, share in alive)
+        found["dry_share"] = _mean((one.dry_share, 1.0) for one, _ in alive)
+    return found
+
+
+def _mean(weighted: Iterable[tuple[float, float]]) -> float:
+    pairs = list(weighted)
+    weight = sum(weight for _, weight in pairs)
+    return sum(value * weight for value, weight in pairs) / weight if weight else 0.0
 
 
 def _generation_s(producers: Iterable[ProducerStatus]) -> float | None:
@@ -134,23 +166,30 @@ def _read_group(reply: Reply, meta: Meta, now_s: float) -> GroupStatus:
     numbers: dict[str, Any] = {name: int(counters.get(name, 0)) for name in names}
     # What somebody else wrote into the stream may have been delivered, too, under numbers beyond ours.
     seen = max(int(last_given), meta.first - 1)
+    consumers = {member[0].decode(): _read_consumer(member, now_s) for member in members}
     return GroupStatus(
         reuse=counters.get("reuse") or None,
         pending=int(pending),
         unread=max(meta.next - 1 - seen, 0),
-        consumers={member[0].decode(): _read_consumer(member, now_s) for member in members},
+        consumers=consumers,
         **numbers,
+        **_starved(consumers.values()),
     )
 
 
 def _read_consumer(reply: Reply, now_s: float) -> ConsumerStatus:
     _, seen, pending, about_text = reply
     seen_s = max(now_s - float(seen), 0.0) if seen else None
+    about = _read_about(about_text)
     return ConsumerStatus(
         state="left" if seen_s is None else _alive_or_silent(seen_s),
         seen_s=seen_s,
         pending=int(pending),
-        **_identity(_read_about(about_text)),
+        starved_share=_share(about, "starved_share") if "starved_share" in about else None,
+        starved_ever_share=_share(about, "starved_ever_share"),
+        dry_share=_share(about, "dry_share"),
+        age_s=_seconds(about, "age_s"),
+        **_identity(about),
     )
 
 
@@ -167,7 +206,10 @@ def _read_producer(reply: Reply, now_s: float) -> ProducerStatus:
         committed=int(committed),
         samples_per_s=_number(about, "samples_per_s") if living else 0.0,
         bytes_per_s=_number(about, "bytes_per_s") if living else 0.0,
-        blocked_share=_number(about, "blocked_share") if living else 0.0,
+        blocked_share=_share(about, "blocked_share") if living else 0.0,
+        blocked_ever_share=_share(about, "blocked_ever_share"),
+        sending_share=_share(about, "sending_share") if living else 0.0,
+        age_s=_seconds(about, "age_s"),
         codec=_texts(about, "codec"),
         lost_by_server=int(_number(about, "lost_by_server")),
         generation_s=_number(about, "generation_s") if "generation_s" in about else None,
@@ -201,6 +243,16 @@ def _identity(about: Mapping[str, Any]) -> dict[str, Any]:
 def _number(about: Mapping[str, Any], name: str) -> float:
     value = about.get(name, 0)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _share(about: Mapping[str, Any], name: str) -> float:
+    value = _number(about, name)
+    return value if 0 <= value <= 1 else 0.0
+
+
+def _seconds(about: Mapping[str, Any], name: str) -> float:
+    value = _number(about, name)
+    return value if 0 <= value < math.inf else 0.0
 
 
 def _texts(about: Mapping[str, Any], name: str) -> dict[str, str]:

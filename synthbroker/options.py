@@ -175,14 +175,17 @@ def _checks_text(finite: bool | None, checks: str | Mapping[str, str] | None, sc
 
 
 def producer_name(name: str | None) -> str:
-    """Check a producer's name, or make one that no other has.
+    """Check a producer's name, or make one that no other has: of job, array task, restart, host and process.
+
+    A job that was put into the queue again has another name than its former self, which may still run on a node that
+    was lost: what both send is kept apart.
 
     Raises:
         ValueError: Not 1 to 100 letters, digits, `_ . -`.
     """
     if name is None:
         job = settings.job()
-        where = f"{job.job_id}r{job.restart_count}-" if job.job_id else ""
+        where = f"{job.label}-" if job.label else ""
         return re.sub(r"[^A-Za-z0-9_.\-]", "_", f"{where}{job.host}-{os.getpid()}-{next(_instances)}")[:100]
     if not isinstance(name, str) or not _PRODUCER.fullmatch(name):
         raise ValueError(f"{name!r} cannot name a producer: 1 to 100 letters, digits, _ . and - are allowed")

@@ -33,9 +33,12 @@ class Outgoing:
         encoded: What to send, if that is there already.
         encode: Else gives it, or None where the sample went to quarantine.
         submit: Has `encode` done in another thread.
+
+    Attributes:
+        added_s: When it was put, by `time.monotonic`.
     """
 
-    __slots__ = ("_encode", "_encoded", "_future", "_submit", "nbytes")
+    __slots__ = ("_encode", "_encoded", "_future", "_submit", "added_s", "nbytes")
 
     def __init__(
         self,
@@ -44,7 +47,7 @@ class Outgoing:
         encode: "Callable[[], Encoded | None] | None" = None,
         submit: "Callable[[Callable[[], Encoded | None]], Future[Encoded | None]] | None" = None,
     ) -> None:
-        self.nbytes = nbytes
+        self.nbytes, self.added_s = nbytes, 0.0
         self._encoded, self._encode, self._submit = encoded, encode, submit
         self._future: Future[Encoded | None] | None = None
 

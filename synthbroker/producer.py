@@ -18,12 +18,14 @@ from synthbroker import ring as rings
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
 from synthbroker.heart import Heart
+from synthbroker.pace import Pace
 from synthbroker.packing import Packer
 from synthbroker.quality import Quality
 from synthbroker.replies import Meta, Settings
 from synthbroker.ring import Ring
 from synthbroker.schema import Schema, Shaped
 from synthbroker.sender import ProducerStats, Sender
+from synthbroker.shares import Share
 from synthbroker.twins import TwinWatch
 
 log = logging.getLogger("synthbroker")
@@ -216,6 +218,11 @@ class Producer:
         return self._sender.stats if self._sender else ProducerStats()
 
     @property
+    def pace(self) -> Pace:
+        """How its samples get through."""
+        return self._sender.pace if self._sender else Pace()
+
+    @property
     def info(self) -> dict[str, Any]:
         """The ring's `info`."""
         self._running()
@@ -249,6 +256,7 @@ class Producer:
         return self._sender
 
     def _start(self) -> Sender:
+        self._job = settings.job()
         self._keep_trying(self._open)
         sender = Sender(
             self._ring,
@@ -263,6 +271,7 @@ class Producer:
             reconnect_s=self._reconnect_s,
         )
         self._began = time.monotonic()
+        self._blocked, self._sending = Share(), Share()
         self._marks: dict[str, tuple[float, ProducerStats]] = {}  # what was sent when it was last told, and to whom
         self._state = "alive"
         self._sender = sender
@@ -374,14 +383,25 @@ class Producer:
 
     def _about(self) -> dict[str, Any]:
         """Write the record that `status` shows; rates are over the time since the last heartbeat."""
-        job = settings.job()
+        job = self._job
         about: dict[str, Any] = {"host": job.host, "pid": job.pid, "state": self._state}
         if job.job_id is not None:
             about |= {"job_id": job.job_id, "array_task_id": job.array_task_id, "restart": job.restart_count}
         if self._generated:
             about["generation_s"] = round(self._generation_s / self._generated, 6)
         chosen = self._packer.chooser.described()
-        return about | self._since("heartbeat") | ({"codec": chosen} if chosen else {})
+        return about | self._since("heartbeat") | self._shares() | ({"codec": chosen} if chosen else {})
+
+    def _shares(self) -> dict[str, Any]:
+        """Say what it spends its time on."""
+        self._blocked.update(self.stats.blocked_s)
+        self._sending.update(self.pace.sending_s)
+        return {
+            "blocked_share": round(self._blocked.lately, 3),
+            "blocked_ever_share": round(self._blocked.ever, 3),
+            "sending_share": round(self._sending.lately, 3),
+            "age_s": round(self._blocked.age_s, 1),
+        }
 
     def _since(self, what: str) -> dict[str, Any]:
         """Say how much was sent, and at what rates since this was last asked for the same purpose."""
@@ -399,7 +419,7 @@ class Producer:
         }
 
     def _report(self) -> str:
-        sent, job = self._since("report"), settings.job()
+        sent, job = self._since("report"), self._job
         of = f" job {job.job_id}" if job.job_id is not None else ""
         return (
             f"ring {self._ring.name} producer {self.name}{of}: {sent['samples']} samples, "

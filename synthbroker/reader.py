@@ -65,6 +65,8 @@ class Reader:
     def __init__(self, options: ReadOptions, finish: Finish, seat: Seat) -> None:
         self.options, self.pid, self.counts = options, os.getpid(), Counts()
         self.leaves = seat.acknowledges
+        self._measures = seat.starved is None  # whether whoever calls `next` is the training loop
+        self.counts.starved = seat.starved or self.counts.starved
         self.sizes = options.sizes(seat.worker, seat.workers, seat.place.ranks if seat.place else 1)
         self._finish = finish
         self._stop = Event()
@@ -112,9 +114,13 @@ class Reader:
         with self._changed:
             self._waiting = True
             self._changed.notify_all()
+            if self._measures:
+                self.counts.starved.start()
             while not self._changed.wait_for(lambda: self._ready or self._ended, None if left is None else _GLANCE_S):
                 if left is not None and left():
                     break
+            if self._measures:
+                self.counts.starved.stop()
             self._waiting = False
             if self._ready:
                 ready = self._ready.popleft()

@@ -67,6 +67,19 @@ def _head_lines(status: RingStatus) -> Iterator[tuple[str, str | Text]]:
         yield "twins", Text(_twins(status.twins), "red")
     if status.waiting:
         yield "waiting", Text("producers wait for room", "yellow")
+    yield "idle", _idle(status)
+    yield "advice", status.advice
+
+
+def _idle(status: RingStatus) -> str:
+    """Say who waits for whom, lately and ever."""
+    starved = [
+        f"training of group {name} starved {group.starved_share:.0%} (ever {group.starved_ever_share:.0%})"
+        for name, group in status.groups.items()
+        if group.starved_share is not None
+    ]
+    blocked = f"generators blocked {status.blocked_share:.0%} of their time (ever {status.blocked_ever_share:.0%})"
+    return "; ".join([blocked, *starved])
 
 
 def _twins(twins: Sequence[Twins]) -> str:
@@ -108,19 +121,23 @@ def _alarm(name: str, value: int) -> str:
 
 
 def _consumers(members: Sequence[tuple[str, str, ConsumerStatus]]) -> RenderableType:
-    table = _table("group", "reader", "state", "seen", "pending", "host", "pid", "job")
+    table = _table("group", "reader", "state", "seen", "pending", "starved", "ever", "host", "pid", "job")
     for group, name, member in members[:MOST_ROWS]:
-        table.add_row(group, name, _state(member.state), _seen(member.seen_s), str(member.pending), *_where(member))
+        says = member.starved_share is not None
+        shares = (f"{member.starved_share:.0%}", f"{member.starved_ever_share:.0%}") if says else ("-", "-")
+        seen = _seen(member.seen_s)
+        table.add_row(group, name, _state(member.state), seen, str(member.pending), *shares, *_where(member))
     return _with_rest(table, len(members), "readers")
 
 
 def _producers(producers: dict[str, ProducerStatus]) -> RenderableType:
-    columns = ["producer", "state", "seen", "committed", "samples/s", "per s", "blocked", "host", "pid", "job"]
+    columns = ["producer", "state", "seen", "committed", "samples/s", "per s", "blocked", "ever", "host", "pid", "job"]
     codecs = any(one.codec for one in producers.values())  # where "auto" chose any
     table = _table(*columns, *(["codec"] if codecs else []))
     ordered = sorted(producers.items(), key=lambda item: (list(_STATES).index(item[1].state), item[0]))
     for name, one in ordered[:MOST_ROWS]:
-        rates = (f"{one.samples_per_s:.3g}", format_size(round(one.bytes_per_s)), f"{one.blocked_share:.0%}")
+        shares = (f"{one.blocked_share:.0%}", f"{one.blocked_ever_share:.0%}")
+        rates = (f"{one.samples_per_s:.3g}", format_size(round(one.bytes_per_s)), *shares)
         chosen = [", ".join(f"{field} {codec}" for field, codec in one.codec.items())] if codecs else []
         table.add_row(name, _state(one.state), _seen(one.seen_s), str(one.committed), *rates, *_where(one), *chosen)
     return _with_rest(table, len(producers), "producers")

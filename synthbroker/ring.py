@@ -139,8 +139,12 @@ class Ring:
     # -- who is there
 
     def join_producer(self, who: Incarnation, last: int, about: Mapping[str, Any]) -> None:
-        """Register a producer whose samples up to `last` count as taken; shuts an older one of that name out."""
-        self._script("join", "producer", who.name, who.word, json.dumps(about), last)
+        """Register a producer whose samples up to `last` count as taken; shuts an older one of that name out.
+
+        Raises:
+            ShutOutError: The one of that name is a later life of the same job.
+        """
+        self._checked_producing(self._script("join", "producer", who.name, who.word, json.dumps(about), last), who)
 
     def join_group(
         self,

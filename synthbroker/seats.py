@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from synthbroker.ranks import Place
 from synthbroker.replies import Given, Meta
 from synthbroker.runs import Run
+from synthbroker.shares import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Seat:
         word: Where it is set, the training process acknowledges and says goodbye for this one, and knows it by this.
         run: Whose samples these are, and who may take this one's place.
         place: Which of several ranks that training process is.
+        starved: Where the training process measures for this one how long its loop waits for batches.
     """
 
     family: str
@@ -28,6 +30,7 @@ class Seat:
     word: str = ""
     run: Run | None = None
     place: Place | None = None
+    starved: Stopwatch | None = None
 
     @property
     def acknowledges(self) -> bool:
@@ -59,13 +62,14 @@ class Found:
 
 @dataclass
 class Counts:
-    """Running totals of one reader."""
+    """Running totals of one reader; `waiting_s` is its own wait for samples, `starved` the training loop's for it."""
 
     samples: int = 0
     raw_bytes: int = 0
     damaged: int = 0
     overrun: int = 0
     waiting_s: float = 0.0
+    starved: Stopwatch = field(default_factory=Stopwatch)
     extra: dict[str, Any] = field(default_factory=dict)
 
 

@@ -18,6 +18,7 @@ from synthbroker.errors import (
     ServerRefusedError,
     SynthbrokerError,
 )
+from synthbroker.pace import Pace
 from synthbroker.packing import Outgoing
 from synthbroker.quality import Quality
 from synthbroker.replies import Answer, Incarnation, Meta
@@ -93,6 +94,7 @@ class Sender:
         self.ring = ring
         self.who = Incarnation(name, secrets.token_hex(4))
         self.stats = ProducerStats()
+        self.pace = Pace()
         self.error: BaseException | None = None
         self._reopen, self._about, self._told, self._limits = reopen, about, told, limits
         self._quality = quality
@@ -153,6 +155,7 @@ class Sender:
 
     def add(self, outgoing: Outgoing) -> None:
         """Take one sample, whose bytes were reserved."""
+        outgoing.added_s = time.monotonic()
         with self._lock:
             self._queue.append(outgoing)
             if outgoing.is_later:
@@ -197,6 +200,7 @@ class Sender:
             with self._changed:
                 self.error = error
                 self._changed.notify_all()
+            self.pace.moved()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
@@ -225,6 +229,9 @@ class Sender:
 
     def _settle(self, count: int) -> None:
         """Take samples off the front of the queue."""
+        if count:
+            self.pace.on_way.add(time.monotonic() - self._queue[0].added_s)
+            self.pace.moved()
         with self._changed:
             for _ in range(count):
                 outgoing = self._queue.popleft()
@@ -244,6 +251,7 @@ class Sender:
         waiting = _Waiting(self.ring.name, self._wait_s)
         rejoins = 0
         while batch and not self._stop.is_set():
+            began = time.monotonic()
             try:
                 answer = self.ring.connection.keep_trying(lambda: self._attempt(batch), self._reconnect_s, self._stop)
             except RingMissingError:
@@ -252,6 +260,7 @@ class Sender:
                     raise
                 self._lost = True
                 continue
+            self.pace.sending_s += time.monotonic() - began
             if self._book(batch, answer):
                 waiting = _Waiting(self.ring.name, self._wait_s)
             if answer.word == "GAP":
@@ -328,6 +337,7 @@ class Sender:
 
     def _wait(self, waiting: "_Waiting", answer: Answer) -> None:
         began = time.monotonic()
+        self.pace.blocked()
         waiting.check(answer)
         self.ring.connection.keep_trying(lambda: self.ring.wait_for_room(answer.room_id), self._reconnect_s, self._stop)
         self._count(blocked_s=time.monotonic() - began)

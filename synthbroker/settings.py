@@ -22,6 +22,7 @@ class Job:
         array_task_id: Number within a job array, None outside of one.
         restart_count: How often SLURM requeued the job.
         process: Number of this process within a job step that runs several (`srun -n`).
+        array_job_id: SLURM id of the job array, None outside of one.
     """
 
     host: str
@@ -30,6 +31,16 @@ class Job:
     array_task_id: int | None
     restart_count: int
     process: int
+    array_job_id: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Which life of which job: "4711r0", in an array "4711_3r0"; r1 after a restart; "" outside of a job."""
+        if self.job_id is None:
+            return ""
+        array = self.array_job_id is not None and self.array_task_id is not None
+        name = f"{self.array_job_id}_{self.array_task_id}" if array else self.job_id
+        return f"{name}r{self.restart_count}"
 
 
 def default_url() -> str:
@@ -84,7 +95,20 @@ def job() -> Job:
         array_task_id=_read_int("SLURM_ARRAY_TASK_ID"),
         restart_count=_read_int("SLURM_RESTART_COUNT") or 0,
         process=_read_int("SLURM_PROCID") or 0,
+        array_job_id=_read("SLURM_ARRAY_JOB_ID"),
     )
+
+
+def job_end() -> float | None:
+    """Say when SLURM ends this job, in seconds since 1970: SLURM_JOB_END_TIME; None where that is not said.
+
+    SLURM says it since 23.02, and says it once: a time limit that is changed later does not count.
+
+    Raises:
+        ValueError: It is no whole number.
+    """
+    end = _read_int("SLURM_JOB_END_TIME")
+    return None if end is None else float(end)
 
 
 def rank() -> tuple[int, int] | None:

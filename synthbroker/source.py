@@ -24,6 +24,7 @@ from synthbroker.replies import Given, Incarnation, Meta, Taken
 from synthbroker.ring import Ring
 from synthbroker.runs import Run
 from synthbroker.seats import Counts, Found, Seat
+from synthbroker.shares import Share
 from synthbroker.starving import Starving
 from synthbroker.waiting import Waiting, end_orphan, wait_for_ring
 
@@ -74,11 +75,14 @@ class GroupSource:
         self._epoch = ""  # in which this reader was given what it remembers
         losses.watch(ring)
         self._starving = Starving(ring, options)
+        self._starved, self._dry = Share(), Share()
         self._heart = Heart(self._beat, self._report, rings.BEAT_S)
 
     def start(self) -> None:
         """Join the group, waiting for the ring if need be."""
         self._join()
+        # Only from here on is waiting something that more generators, or a larger ring, could help.
+        self._starved, self._dry = Share(self._counts.starved.total_s), Share(self._counts.waiting_s)
         self._heart.start()
 
     def begin(self) -> None:
@@ -364,7 +368,16 @@ class GroupSource:
         about: dict[str, Any] = {"host": job.host, "pid": job.pid, "samples": self._counts.samples}
         if job.job_id is not None:
             about["job_id"] = job.job_id
-        return about | {"damaged": self._counts.damaged, "overrun": self._counts.overrun}
+        self._starved.update(self._counts.starved.total_s)
+        self._dry.update(self._counts.waiting_s)
+        return about | {
+            "damaged": self._counts.damaged,
+            "overrun": self._counts.overrun,
+            "starved_share": round(self._starved.lately, 3),
+            "starved_ever_share": round(self._starved.ever, 3),
+            "dry_share": round(self._dry.lately, 3),
+            "age_s": round(self._starved.age_s, 1),
+        }
 
     def _report(self) -> str:
         counts = self._counts

@@ -16,11 +16,14 @@ class ProducerStatus:
         committed: Samples taken from its latest incarnation.
         host, pid, job_id: Where it runs; None where it did not say.
         samples_per_s, bytes_per_s: Its latest rates; 0 unless alive.
-        blocked_share: Share of its time that it lately spent waiting for room.
+        blocked_share: Share of its time that it lately (`shares`) spent waiting for room; 0 unless alive.
         generation_s: Mean time from the end of one put to the beginning of the next; None before the second.
         quarantined: Its samples that failed the ring's checks.
         codec: What codec="auto" chose for each field, with packed ÷ unpacked: {"image": "zstd 0.74"}.
         lost_by_server: Committed samples that a server lost, as `ProducerStats` counts them.
+        blocked_ever_share: The same over all its time.
+        sending_share: Share of its time that it lately spent sending; 0 unless alive.
+        age_s: How long it has been there, as it last said.
     """
 
     state: str
@@ -36,6 +39,9 @@ class ProducerStatus:
     generation_s: float | None = None
     quarantined: int = 0
     lost_by_server: int = 0
+    blocked_ever_share: float = 0.0
+    sending_share: float = 0.0
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,11 @@ class ConsumerStatus:
         seen_s: Seconds since its last heartbeat, None where it left.
         pending: Samples that it was given and has not acknowledged.
         host, pid, job_id: Where it runs; None where it did not say.
+        starved_share: Share of its time for which its training loop lately waited for a batch; None where it does not
+            say, because it only holds samples. A plain DataLoader's worker counts the time it had none ready.
+        starved_ever_share: The same over all its time.
+        dry_share: Share of its time that it lately waited for something in the ring.
+        age_s: How long it has been there, as it last said.
     """
 
     state: str
@@ -55,6 +66,10 @@ class ConsumerStatus:
     host: str | None
     pid: int | None
     job_id: str | None
+    starved_share: float | None = None
+    starved_ever_share: float = 0.0
+    dry_share: float = 0.0
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,8 @@ class GroupStatus:
         uses: How many live samples were given to it how often: {"0": 3, "1": 20, "2": 7}. From 9 uses on by powers of
             two: "16" means 9 to 16. With reuse="inf" uses are not counted: "1" means at least once.
         consumers: Its members by name.
+        starved_share, dry_share: As for its members, the mean of those that are alive; None where none is.
+        starved_ever_share: The mean of all that are there, each as much as it is old.
     """
 
     since: int
@@ -95,6 +112,9 @@ class GroupStatus:
     consumers: dict[str, ConsumerStatus]
     wasted_s: float = 0.0
     uses: dict[str, int] = field(default_factory=dict)
+    starved_share: float | None = None
+    starved_ever_share: float = 0.0
+    dry_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,9 @@ class RingStatus:
             none of them has said.
         wasted_s: Generator time of what was evicted in a ring that no group reads.
         twins: Producers that send the same.
+        blocked_share, sending_share: As for its producers, the mean of those that are alive.
+        blocked_ever_share: The mean of all that are named, each as much as it is old.
+        advice: What is short, if anything, and what to do about it (`advice`).
         oldest_age_s, newest_age_s: Ages of the oldest and newest live sample; None in an empty ring.
         groups, producers: By name.
         ledger: Whether everything adds up.
@@ -178,3 +201,7 @@ class RingStatus:
     generation_s: float | None = None
     wasted_s: float = 0.0
     twins: tuple[Twins, ...] = ()
+    blocked_share: float = 0.0
+    blocked_ever_share: float = 0.0
+    sending_share: float = 0.0
+    advice: str = ""

@@ -47,8 +47,8 @@ def as_array(name: str, value: Any) -> Array | OnGpu:
         return value
     if isinstance(value, OnGpu):
         return value
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
+    torch: Any = sys.modules.get("torch")
+    if isinstance(value, getattr(torch, "Tensor", ())):  # another thread may be importing it just now
         return _from_torch(name, value, torch)
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"field {name!r} is a masked array: call .filled() on it, the mask would be lost")

@@ -1,11 +1,13 @@
 """One process of `generate`: runs the user's generator, puts what it yields, and ends as it is told.
 
-Whoever ends it - a signal, the parent's word (SIGTERM) or the parent's death - it finishes the sample in hand, sends
-what is on its way, and says goodbye, all within `grace_s`. A thread watches the time, because the user's code, or a put
-into a full ring, may take longer than that.
+Whoever ends it - a signal, the parent's word (SIGTERM), the parent's death, or the end of its job (`limits`) - it
+finishes the sample in hand, sends what is on its way, and says goodbye, all within `grace_s`, or what is left of the
+job. A thread watches the time, because the user's code, or a put into a full ring, may take longer than that.
 """
 
+import itertools
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -23,14 +25,20 @@ from typing import Any
 
 from synthbroker import lanes
 from synthbroker.errors import SynthbrokerError
+from synthbroker.limits import Clock, Limits
 from synthbroker.producer import Producer
 from synthbroker.sample import Sample
 from synthbroker.sender import ProducerStats
+from synthbroker.units import format_duration
 
 log = logging.getLogger("synthbroker")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TELL_EVERY_S = 1.0  # the parent, whether there is room
 _UNWIND_S = 2.0  # what the user's code may still take to let go, when its time is over
+_GLANCE_S = 0.2
+_LONGEST_WAIT_S = 3600.0  # poll() takes milliseconds up to 24 days
+_NO_MORE = object()
 Target = str | Callable[["WorkerInfo"], Iterable[Any]]
 
 
@@ -55,13 +63,15 @@ class WorkerInfo:
 
 @dataclass(frozen=True)
 class Order:
-    """What one worker is to do; `options` are for its `Producer`."""
+    """What one worker is to do; `options` are for its `Producer`, `signals` stop it."""
 
     target: Target
     info: WorkerInfo
     options: dict[str, Any] = field(repr=False)
     grace_s: float
     log_level: int
+    limits: Limits
+    signals: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,13 @@ class LogLine:
 
     level: int
     text: str
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """How long a worker has had no room, in seconds without a break; 0 where it has."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,7 @@ class Result:
         unsent: Samples that were made, or half made, and not sent.
         error: What went wrong, if it says all by itself: a mistake in the arguments, or one of our errors.
         trace: Else the traceback of the user's code.
+        in_time: Whether it stopped by itself, before its job ends.
     """
 
     state: str
@@ -89,6 +107,7 @@ class Result:
     unsent: int = 0
     error: Exception | None = None
     trace: str = ""
+    in_time: bool = False
 
 
 def work(order: Order, pipe: "connection.Connection[Any, Any]") -> None:
@@ -120,7 +139,10 @@ class _Worker:
         self._pipe = pipe
         self._pipe_lock = Lock()
         self._producer: Producer | None = None
+        self._clock = Clock(order.limits)
         self._stop_at: float | None = None  # when all must be over; None: nobody asked us to stop
+        self._stopped_at = 0.0  # when that was decided
+        self._in_time = False  # whether we did it ourselves
         self._wake_read, self._wake_write = os.pipe()
         self._goodbye = Lock()  # whoever has it ends this process: the main thread, or the watch
         self._over = Event()
@@ -131,12 +153,12 @@ class _Worker:
         log.setLevel(self._order.log_level)
         log.addHandler(_ToParent(self.report))
         log.propagate = False
-        for number in SIGNALS:
+        for number in self._order.signals:
             signal.signal(number, self._on_signal)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._order.signals)
         Thread(target=self._watch, name="synthbroker-watch", daemon=True).start()
 
-    def report(self, message: LogLine | Result) -> None:
+    def report(self, message: LogLine | Blocked | Result) -> None:
         """Tell the parent; nobody listens where it is gone."""
         with self._pipe_lock, suppress(OSError):
             self._pipe.send(message)
@@ -159,13 +181,31 @@ class _Worker:
     def _put_all(self, producer: Producer) -> None:
         recipe = {"generator": name_of(self._order.target)}
         seed, worker = self._order.info.seed, self._order.info.index
-        for n, item in enumerate(self._samples(recipe)):
+        samples = self._samples(recipe)
+        for n in itertools.count():
+            if not self._may_begin(producer):
+                return
+            began = time.monotonic()
+            item = next(samples, _NO_MORE)
+            if item is _NO_MORE:
+                break
             sample = item if isinstance(item, Sample) else Sample(item)
             made_by = recipe | {"seed": seed, "worker": worker, "n": n} | dict(sample.recipe or {})
             producer.put(sample.fields, recipe=made_by, metadata=sample.metadata)
-            if self._stop_at is not None:
-                return
+            self._clock.made(time.monotonic() - began)
         producer.flush()
+
+    def _may_begin(self, producer: Producer) -> bool:
+        """Say whether to make another sample; waits for room first where what does not fit would be given up."""
+        waits = self._order.limits.idle_s is not None
+        while waits and self._stop_at is None and not producer.pace.wait_for_room(_GLANCE_S):
+            pass
+        if self._stop_at is None and not self._clock.fits(producer.pace):
+            need, left = self._clock.need_s(producer.pace), max(self._clock.left_s() or 0.0, 0.0)
+            log.info("no other sample: it usually takes %s, %s are left before the margin of %s",
+                     *map(format_duration, (need, left, self._order.limits.margin_s)))  # fmt: skip
+            self._stop_in_time()
+        return self._stop_at is None
 
     def _samples(self, recipe: dict[str, Any]) -> Iterator[Any]:
         """Run the user's code, and nothing else."""
@@ -190,7 +230,7 @@ class _Worker:
                 producer.close()
                 return Result("closed", producer.stats)
             unsent = producer.leave(flush_s=max(self._stop_at - time.monotonic(), 0.0))
-            return Result("left", producer.stats, unsent)
+            return Result("left", producer.stats, unsent, in_time=self._in_time)
 
     def _failed(self, *, error: Exception | None = None, trace: str = "") -> Result:
         if self._producer is None:
@@ -205,30 +245,52 @@ class _Worker:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as the signal module calls it
         if self._too_late:
             raise _TooLate
-        self._stop_by_grace()
+        self._stop(self._order.grace_s)
+
+    def _stop(self, after_s: float) -> None:
+        """Be over in so many seconds; the first word counts, and the end of the job."""
+        if self._stop_at is None:
+            self._stopped_at = time.monotonic()
+            give_up_at = math.inf if self._clock.give_up_at is None else self._clock.give_up_at
+            self._stop_at = min(self._stopped_at + after_s, give_up_at)
         os.write(self._wake_write, b"!")
 
-    def _stop_by_grace(self) -> None:
-        if self._stop_at is None:
-            self._stop_at = time.monotonic() + self._order.grace_s
+    def _stop_in_time(self) -> None:
+        self._in_time = self._stop_at is None
+        self._stop(math.inf)
 
     def _watch(self) -> None:
-        parent = multiprocessing.parent_process()
-        connection.wait([self._wake_read, *([parent.sentinel] if parent else [])])
-        self._stop_by_grace()
-        if self._over.wait(self._order.grace_s) or not self._goodbye.acquire(blocking=False):
+        self._await_stop()
+        assert self._stop_at is not None
+        if self._over.wait(max(self._stop_at - time.monotonic(), 0.0)) or not self._goodbye.acquire(blocking=False):
             return
-        log.warning("gave the sample in hand up: not done %.3g s after it was told to stop", self._order.grace_s)
+        log.warning("gave the sample in hand up: not done %.3g s after it was told to stop",
+                    time.monotonic() - self._stopped_at)  # fmt: skip
         unsent, stats = 1, None
         if self._producer is not None:
             with suppress(SynthbrokerError):
                 unsent += self._producer.leave(flush_s=0.0)
             stats = self._producer.stats
-        self.report(Result("left", stats, unsent))
+        self.report(Result("left", stats, unsent, in_time=self._in_time))
         self._too_late = True
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         Event().wait(_UNWIND_S)  # this thread ends with the process
         os._exit(0)
+
+    def _await_stop(self) -> None:
+        """Block until something stops us: a signal, the parent's death, the end of the job; tell of room meanwhile."""
+        parent = multiprocessing.parent_process()
+        told = [self._wake_read, *([parent.sentinel] if parent else [])]
+        tells = self._order.limits.idle_s is not None
+        while True:
+            left_s = self._clock.left_s()
+            if left_s is not None and left_s <= 0:
+                return self._stop_in_time()
+            wait_s = TELL_EVERY_S if tells else _LONGEST_WAIT_S
+            if connection.wait(told, wait_s if left_s is None else min(wait_s, left_s)):
+                return self._stop(self._order.grace_s)
+            if tells and self._producer is not None:
+                self.report(Blocked(self._producer.pace.blocked_for_s))
 
 
 class _ToParent(logging.Handler):

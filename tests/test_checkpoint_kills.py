@@ -36,7 +36,7 @@ class Run:
 
     def start(self, **options: Any) -> "subprocess.Popen[str]":
         command = [sys.executable, str(TRAINER), str(self.folder), json.dumps(self.options | options)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
     def await_first_batch(self, process: "subprocess.Popen[str]") -> bool:
         """Block until it trains; False where it was killed or came to its end before."""

@@ -134,13 +134,57 @@ def test_who_has_not_been_heard_of_is_silent(make_ring, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "about", ["", "[]", "nonsense", '"text"', '{"host": 1, "pid": "x", "samples_per_s": "fast", "codec": [1]}']
+    "about",
+    [
+        "",
+        "[]",
+        "nonsense",
+        '"text"',
+        '{"host": 1, "pid": "x", "samples_per_s": "fast", "codec": [1]}',
+        '{"blocked_share": NaN, "blocked_ever_share": 1e9, "sending_share": -1, "age_s": Infinity}',
+    ],
 )
 def test_what_others_wrote_about_a_producer_does_no_harm(any_server, make_ring, about):
     hands = make_ring()
     any_server.client().hset(f"{hands.ring.prefix}producers:about", "maker", about)
     (producer,) = hands.status().producers.values()
     assert (producer.host, producer.pid, producer.samples_per_s) == (None, None, 0.0)
+    shares = (producer.blocked_share, producer.blocked_ever_share, producer.sending_share, producer.age_s)
+    assert shares == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_how_long_producers_were_blocked_is_a_mean_of_those_that_live_lately_and_of_all_ever(make_ring):
+    hands = make_ring()
+    hands.ring.beat(
+        "producer", "maker", {"blocked_share": 0.5, "blocked_ever_share": 0.1, "sending_share": 0.2, "age_s": 30}
+    )
+    old = Incarnation("old", "w1")
+    told = {"blocked_share": 0.9, "blocked_ever_share": 0.9, "sending_share": 0.9, "age_s": 10}
+    hands.ring.join_producer(old, 0, told)
+    status = hands.status()
+    assert (status.blocked_share, status.blocked_ever_share) == pytest.approx((0.7, 0.3))
+    assert status.sending_share == pytest.approx(0.55)
+    hands.ring.leave_producer(old, told | {"state": "left"}, closed=False)
+    status = hands.status()
+    assert (status.blocked_share, status.blocked_ever_share) == pytest.approx((0.5, 0.3))
+    assert status.producers["old"].blocked_ever_share == 0.9
+
+
+def test_how_long_a_group_starved_is_a_mean_of_its_living_readers_and_not_of_who_only_holds_samples(make_ring):
+    hands = make_ring()
+    hands.put(TINY)
+    assert hands.status().advice.startswith("nobody reads ring ")
+    readers = [hands.reader(name, "train") for name in ("a", "b", "keeper")]
+    assert hands.status().groups["train"].starved_share is None
+    for reader, share, age_s in zip(readers[:2], (0.2, 0.6), (30, 10), strict=True):
+        told = {"starved_share": share, "starved_ever_share": share, "dry_share": share / 2, "age_s": age_s}
+        hands.ring.beat("consumer", f"train {reader}", told)
+    group = hands.status().groups["train"]
+    assert (group.starved_share, group.dry_share, group.starved_ever_share) == pytest.approx((0.4, 0.2, 0.3))
+    assert group.consumers[str(readers[2])].starved_share is None
+    assert hands.status().advice.startswith("a bigger ring: both sides wait in turn")
+    hands.ring.leave_group(readers[1], "train")
+    assert hands.status().groups["train"].starved_share == pytest.approx(0.2)
 
 
 def test_a_group_is_counted_through_reading_acknowledging_and_reuse(make_ring):

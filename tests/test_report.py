@@ -14,9 +14,11 @@ from synthbroker.errors import MissingExtraError
 from synthbroker.ledger import Equation, Ledger
 from synthbroker.states import ConsumerStatus, GroupStatus, ProducerStatus, RingStatus, Twins
 
-PRODUCER = ProducerStatus("alive", 1.5, 40, "node7", 4711, "99", 2.5, 1e6, 0.25)
-READER = ConsumerStatus("silent", 200.0, 3, "node8", 12, None)
-GROUP = GroupStatus(0, "inf", 40, 30, 3, 2, 5, 7, 900, 1, 0, 0, {"gpu/0:ab": READER})
+PRODUCER = ProducerStatus("alive", 1.5, 40, "node7", 4711, "99", 2.5, 1e6, 0.25, blocked_ever_share=0.1)
+READER = ConsumerStatus("silent", 200.0, 3, "node8", 12, None, 0.07, 0.5)
+KEEPER = ConsumerStatus("alive", 1.5, 3, "node8", 12, None)
+GROUP = GroupStatus(0, "inf", 40, 30, 3, 2, 5, 7, 900, 1, 0, 0, {"gpu/0:ab": READER, "kept:cd": KEEPER},
+                    starved_share=0.07, starved_ever_share=0.4)  # fmt: skip
 STATUS = RingStatus(
     ring="brains", where="redis://node7:1/0", now_s=1e9, epoch="ab", when_full="drop-oldest", capacity_bytes=8 * 10**9,
     max_samples=0, schema="image:f32[1,*]", info={"classes": 4}, checks="none", ended=False, first=6, next=48, live=42,
@@ -24,6 +26,7 @@ STATUS = RingStatus(
     leased_bytes=0, leased_samples=0, expected_producers=4, closed_producers=1, folded_producers=0, folded_samples=0,
     samples_per_s=2.5, bytes_per_s=1e6, oldest_age_s=90.0, newest_age_s=0.4, groups={"train": GROUP},
     producers={"p": PRODUCER}, ledger=Ledger((Equation("a = b", 1, 1, 0),), balanced=True),
+    blocked_share=0.3, blocked_ever_share=0.12, advice="buy more time",
 )  # fmt: skip
 
 
@@ -72,8 +75,11 @@ def test_a_status_shows_ring_groups_readers_producers_and_ledger():
         "ends when 4 producers are done, 1 are",
         "waiting producers wait for room",
         "train inf 40 30 3 2 5 7 900 1 0 0 -",
-        "train gpu/0:ab silent 3 min 20 s ago 3 node8 12 -",
-        "p alive 1.5 s ago 40 2.5 1 MB 25% node7 4711 99",
+        "idle generators blocked 30% of their time (ever 12%); training of group train starved 7% (ever 40%)",
+        "advice buy more time",
+        "train gpu/0:ab silent 3 min 20 s ago 3 7% 50% node8 12 -",
+        "train kept:cd alive 1.5 s ago 3 - - node8 12 -",
+        "p alive 1.5 s ago 40 2.5 1 MB 25% 10% node7 4711 99",
         "ledger: balanced, all 1 equations hold",
     ):
         assert line in lines

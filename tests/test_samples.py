@@ -1,8 +1,10 @@
 """What is put comes back: every dtype, view and shape through a real server, as numpy and as torch, bit for bit."""
 
 import secrets
+import sys
 import weakref
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -168,6 +170,14 @@ def test_every_torch_tensor_comes_back(server, ring_name, dtype):
     (arrays,) = read_arrays(server, ring_name)
     assert arrays["plain"].dtype == dtype_of(dtype)
     assert arrays["plain"].tobytes() == bits_of(sample["plain"])[2]
+
+
+def test_a_sample_may_be_put_while_another_thread_imports_torch(server, ring_name, monkeypatch):
+    with sb.Producer(server.url, ring=ring_name, producers=1) as out:
+        monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # so it is found halfway
+        out.put({"n": 7})
+        monkeypatch.undo()
+    assert [int(batch["n"][0]) for batch in sb.Consumer(server.url, ring=ring_name, group="g")] == [7]
 
 
 def test_arrays_and_tensors_may_stand_in_one_sample(server, ring_name):

@@ -4,17 +4,30 @@
 --       producer: 6 last sequence number that counts as taken
 --       consumer: 6 group  7 reuse ('' takes the group's own)  8 life of its run ('': it has none, see resume.lua)
 --                 9 1 where the run keeps checkpoints
--- Reply OK | MISMATCH reuse theirs ours | SHUT a newer life of its run took over | NORING
--- A producer of the same name with another word is shut out from now on. A group that is not there is made,
--- beginning at the oldest live sample.
+-- Reply OK | MISMATCH reuse theirs ours | SHUT a newer life of its run, or of its job, took over | NORING
+-- A producer of the same name with another word is shut out from now on, unless it is a later life of the same SLURM job:
+-- then the one that asks has run on on a node that was lost, and is itself shut out (SHUT). A group that is not there is
+-- made, beginning at the oldest live sample.
 
 local ring = load_ring(true)
 if not ring then return {'NORING'} end
 local role, name, word, about = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 
+-- Job and restart that a producer's record names; nothing where it is no record of ours.
+local function life_of(text)
+  local readable, record = pcall(cjson.decode, text or '')
+  if not readable or type(record) ~= 'table' then return nil, 0 end
+  return record.job_id, tonumber(record.restart) or 0
+end
+
 if role == 'producer' then
-  allow_bookkeeping()
   local theirs, taken = load_seq(name)
+  if theirs and theirs ~= word then
+    local job, restart = life_of(redis.call('hget', prefix .. 'producers:about', name))
+    local our_job, our_restart = life_of(about)
+    if job and job == our_job and restart > our_restart then return {'SHUT'} end
+  end
+  allow_bookkeeping()
   if theirs ~= word then
     use_lease(ring, name, math.huge, math.huge)
     save_ring(ring)
