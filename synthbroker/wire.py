@@ -38,7 +38,6 @@ from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
-import xxhash
 
 from synthbroker import codec, cutting, schema, texts
 from synthbroker import head as heads
@@ -50,7 +49,6 @@ from synthbroker.texts import Texts
 
 INLINE_BYTES = 6 * 1024
 SPEC_CHARACTERS = 200
-_IN_CACHE_BYTES = 128 * 1024
 
 
 class Encoded(NamedTuple):
@@ -204,22 +202,12 @@ def _cut(
 def _taken_over(
     sizes: Sequence[int], packed: Sequence[memoryview], lent: Sequence[bool], pool: Pool
 ) -> tuple[list[list[memoryview]], list[tuple[int, int]]]:
-    """Copy what is lent into memory of our own, and take checksums while what was copied is in the cache."""
+    """Copy what is lent into memory of our own, and take checksums on the way."""
     own = [pool.take(len(data)).data if is_lent else data for data, is_lent in zip(packed, lent, strict=True)]
     parts = cutting.scatter(sizes, own)
     digests = []
     for size, source, part in zip(sizes, cutting.scatter(sizes, packed), parts, strict=True):
-        digest = xxhash.xxh3_64()
-        for piece, to in zip(source, part, strict=True):
-            if piece.obj is to.obj:
-                digest.update(to)
-                continue
-            new, old = np.frombuffer(to, np.uint8), np.frombuffer(piece, np.uint8)
-            for start in range(0, new.nbytes, _IN_CACHE_BYTES):
-                stop = start + _IN_CACHE_BYTES
-                np.copyto(new[start:stop], old[start:stop])
-                digest.update(to[start:stop])
-        digests.append((size, digest.intdigest()))
+        digests.append((size, cutting.copy(source, part)))
     return parts, digests
 
 

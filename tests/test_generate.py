@@ -105,10 +105,10 @@ GENERATORS = '''
 
 
     def deaf(worker):
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        touch(f"pid-{os.getpid()}")
         yield sample(1)
-        wait_for("never")
+        wait_for("committed")
+        touch(f"pid-{os.getpid()}")
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
     def raises(worker):
@@ -486,6 +486,11 @@ def test_a_worker_that_does_not_even_see_the_signal_is_killed(run, status, monke
 
     def interrupt():
         eventually(lambda: _committed(status) == 1, "the first sample is there")
+        Path("committed").touch()
+        eventually(lambda: [path.name for path in Path().glob("pid-*")], "its process is about to stand still")
+        (name,) = [path.name for path in Path().glob("pid-*")]
+        worker = psutil.Process(int(name.removeprefix("pid-")))
+        eventually(lambda: worker.status() == psutil.STATUS_STOPPED, "its process stands still")
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=interrupt)

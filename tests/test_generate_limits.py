@@ -139,8 +139,8 @@ def test_a_sample_that_takes_longer_than_ever_is_given_up_before_the_job_ends(ru
 
 
 def test_what_a_full_ring_does_not_take_before_the_job_ends_is_counted(run, status):
-    end_s = time.time() + 10.0  # 3 s for what waits for room to see that it need not
-    outcome = run("gen:endless", max_samples=5, in_flight="1kB", ends_in_s=10.0, margin_s=9.0)
+    end_s = time.time() + 16.0  # 7 s to start and fill the ring, 3 s for what waits for room to see that it need not
+    outcome = run("gen:endless", max_samples=5, in_flight="1kB", ends_in_s=16.0, margin_s=9.0)
     assert time.time() < end_s
     assert (outcome.stopped, outcome.samples) == ("time", 5)
     assert outcome.unsent == begun() - 5 > 0
