@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from synthbroker import monitor
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMissingError
-from synthbroker.ring import Ring, check_name
+from synthbroker.keys import check_name
+from synthbroker.ring import Ring
 
 
 def end(ring: str, *, url: str | None = None) -> None:

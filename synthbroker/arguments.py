@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synthbroker import checks, durable, generate, limits, options, ring, schema, units
+from synthbroker import checks, durable, generate, keys, limits, options, schema, units
 from synthbroker.bench import measures
 
 T = TypeVar("T")
@@ -76,12 +76,12 @@ def _seconds(text: str) -> float:
 
 @_checked
 def _ring_name(text: str) -> str:
-    return ring.check_name("ring", text)
+    return keys.check_name("ring", text)
 
 
 @_checked
 def _group_name(text: str) -> str:
-    return ring.check_name("group", text)
+    return keys.check_name("group", text)
 
 
 @_checked

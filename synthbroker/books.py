@@ -1,10 +1,13 @@
 """The Redis commands beside the way of a sample: looking a ring's books through, its bad samples, its twins."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from synthbroker import replies, twins
-from synthbroker.replies import Incarnation, Reply
+from synthbroker.connection import Connection
+from synthbroker.errors import ServerRefusedError
+from synthbroker.replies import Incarnation, Memory, Reply
 from synthbroker.ring import Ring
 
 _SAMPLES_AT_ONCE = 500
@@ -133,3 +136,13 @@ def clear_quarantine(ring: Ring, last: bytes) -> None:
     """Forget the notes up to this id."""
     milliseconds, _, behind = last.partition(b"-")
     ring.connection.call("XTRIM", f"{ring.prefix}quarantine", "MINID", b"%b-%d" % (milliseconds, int(behind) + 1))
+
+
+def server_memory(connection: Connection) -> Memory | None:
+    """Ask the server how much memory it has; None if it does not say."""
+    try:
+        text = connection.call("INFO", "memory").decode()
+    except ServerRefusedError:
+        return None
+    found = dict(re.findall(r"^(maxmemory|total_system_memory|used_memory):(\d+)", text, re.MULTILINE))
+    return Memory(*(int(found.get(name, 0)) for name in ("maxmemory", "total_system_memory", "used_memory")))

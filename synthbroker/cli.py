@@ -22,8 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 import synthbroker
-from synthbroker import admin, arguments, monitor, pictures, report, server, settings, shell
-from synthbroker import ring as rings
+from synthbroker import admin, arguments, books, monitor, pictures, report, server, settings, shell
 from synthbroker.audit import audit
 from synthbroker.bench import measures, place, plots, run, steps, table
 from synthbroker.bench.table import Block
@@ -106,7 +105,7 @@ def _endpoint_path(options: argparse.Namespace) -> Path:
 def _announce(endpoint: Endpoint, path: Path) -> None:
     connection = Connection(path.as_uri())
     try:
-        memory = rings.server_memory(connection)
+        memory = books.server_memory(connection)
     finally:
         connection.close()
     where = endpoint.unix_socket or f"{endpoint.host}:{endpoint.port}"

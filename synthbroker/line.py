@@ -24,6 +24,7 @@ Buffer = bytes | bytearray | memoryview
 
 SOCKET_TIMEOUT_S = 15.0  # well above the longest block
 _LONGEST_LINE_BYTES = 64 * 1024
+_WINDOW_BYTES = 32 * 2**20
 _LARGE_BYTES = 16 * 1024  # from here on a buffer of its own costs less than copying
 _WAIT_BYTES = 64 * 1024  # from here on one call waits for all of it; what comes behind is read by another one
 _MOST_BUFFERS = 512  # in one call of the kernel, which takes 1024
@@ -68,6 +69,19 @@ class Line:
             return
         while buffers:
             buffers = _behind(buffers, self._socket.sendmsg(buffers[:_MOST_BUFFERS]))
+
+    def send_windows(self, commands: Sequence[Sequence[Any]], most_bytes: int) -> Sequence[Sequence[Any]]:
+        """Send commands of at most so many bytes each, some at a time; what is left may go with what follows.
+
+        More at a time would have the server, and a slow link, hold as much.
+        """
+        at_once = max(_WINDOW_BYTES // most_bytes, 1)
+        first = 0
+        while len(commands) - first > at_once:
+            self.send(*commands[first : first + at_once])
+            self.replies(at_once)
+            first += at_once
+        return commands[first:]
 
     def reply(self) -> Any:
         """Read one small reply, undecoded.

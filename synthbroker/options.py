@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from synthbroker import checks as values
-from synthbroker import ring as rings
-from synthbroker import schema, settings, units
+from synthbroker import keys, schema, settings, units
 from synthbroker.replies import Settings
 
 POLICIES = ("block", "drop-oldest")
@@ -85,9 +84,9 @@ class ReadOptions:
     on_gone: str = "raise"
 
     def __post_init__(self) -> None:
-        rings.check_name("ring", self.ring)
+        keys.check_name("ring", self.ring)
         if self.group is not None:
-            rings.check_name("group", self.group)
+            keys.check_name("group", self.group)
         for what, least in ("batch_size", 1), ("prefetch", 0), ("min_fill", 1):
             _check_whole(what, getattr(self, what), least)
         if self.epoch_size is not None:
@@ -157,7 +156,7 @@ def ring_settings(
         info=None if info is None else json.dumps(dict(info), sort_keys=True, allow_nan=False),
         checks=_checks_text(finite, checks, schema_text),
         producers=producers,
-        groups=tuple(rings.check_name("group", group) for group in groups),
+        groups=tuple(keys.check_name("group", group) for group in groups),
     )
 
 

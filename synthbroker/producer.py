@@ -288,7 +288,7 @@ class Producer:
 
     def _open(self) -> Meta:
         """Make the ring or check it; also called when the server lost it."""
-        memory = rings.server_memory(self._connection)
+        memory = books.server_memory(self._connection)
         limit = memory.limit_bytes if memory else 0
         wanted = self._settings.capacity_bytes
         if limit and wanted and wanted > LARGEST_SHARE * limit:

@@ -1,35 +1,16 @@
 """The Redis commands of a ring, and the scripts that carry its protocol (`lua/`, where each states its contract).
 
-Keys, all with the ring's name as hash tag, so that a ring is one slot of a Redis Cluster:
-
-| key | type | holds |
-| --- | --- | --- |
-| `sb:{ring}:samples` | stream | one entry per live sample, ids 1-0, 2-0, 3-0, … (`wire`) |
-| `sb:{ring}:part:<uid>:<i>` | string | payload parts of one send attempt |
-| `sb:{ring}:meta` | hash | version, epoch, policy, capacities, schema, first, next, bytes, counters |
-| `sb:{ring}:index` | list | for each live sample: cost in bytes, uid, parts; so that evicting reads no payload |
-| `sb:{ring}:group:<g>`, `:uses:<g>` | hash, sorted set | a group's counters; how often it used what it may reuse |
-| `sb:{ring}:runs:<g>`, `:evicted:<g>` | hash, sorted set | training runs' checkpoints (`lua/runs.lua`); their losses |
-| `sb:{ring}:unsettled:<g>` | hash | while a server that lost something is told what its readers know (`losses`) |
-| `sb:{ring}:rounds:<g>` | hash | what several ranks are dealt in whole rounds, and who they are |
-| `sb:{ring}:producers`, `:consumers` | sorted sets | who, by last heartbeat; details in the hashes `…:about` |
-| `sb:{ring}:seqs`, `:leases` | hashes | for each producer: incarnation and last sequence number; its lease on room |
-| `sb:{ring}:room` | stream | a line when room was made or the ring ended; waiting producers block on it |
-| `sb:{ring}:closed` | set | names of the producers that are done, where the ring was declared with `producers=N` |
-| `sb:{ring}:quarantine` | stream | bad samples: reason, producer, recipe |
-| `sb:{ring}:content`, `:content:old` | hashes | digests of samples: who was first to send that content |
-| `sb:{ring}:twins` | hash | pairs of producers that send the same: how often, and when that was noticed |
+`keys` says which keys there are.
 """
 
 import itertools
 import json
 import random
-import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from synthbroker import cutting, replies, sharing
+from synthbroker import cutting, keys, replies, sharing
 from synthbroker.connection import LONGEST_BLOCK_MS, Connection
 from synthbroker.errors import (
     RingEndedError,
@@ -41,7 +22,7 @@ from synthbroker.errors import (
 )
 from synthbroker.inflow import Inflow
 from synthbroker.line import Line
-from synthbroker.replies import Answer, Given, Incarnation, Memory, Meta, Reply, Settings, Taken
+from synthbroker.replies import Answer, Given, Incarnation, Meta, Reply, Settings, Taken
 from synthbroker.sharing import Shared, alone
 from synthbroker.wire import Encoded, Slice
 
@@ -53,8 +34,6 @@ MOST_NAMED = 1000
 MOST_QUARANTINED = 1000
 _PART_EXPIRY_S = 60
 _SLOWEST_LINK_BYTES_PER_S = 10_000_000  # a payload of many GiB is given this much longer to arrive
-_WINDOW_BYTES = 32 * 2**20
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
 class Ring:
@@ -70,7 +49,7 @@ class Ring:
 
     def __init__(self, connection: Connection, name: str) -> None:
         self.connection = connection
-        self.name = check_name("ring", name)
+        self.name = keys.check_name("ring", name)
         self.prefix = f"sb:{{{name}}}:"
         self.epoch = ""
 
@@ -243,7 +222,7 @@ class Ring:
         taken = 0
         try:
             with self.connection.line() as line:
-                window = _send_windows(line, parts)
+                window = line.send_windows(parts, cutting.LARGEST_PART_BYTES)
                 reply, errors = line.script_after(window, "commit", self._key("meta"), *arguments)
                 taken = int(reply[1]) if len(reply) > 1 else 0
                 if errors:
@@ -389,14 +368,6 @@ class Ring:
             return ("GET", key)
         return ("GETRANGE", key, one.start, one.start + one.size - 1)
 
-    def ask(self, script: str, *arguments: Any) -> Reply:
-        """Run a script on this ring, for the modules that word a group of commands of their own.
-
-        Raises:
-            RingMissingError: There is no such ring, or not the one that was believed in.
-        """
-        return self._script(script, *arguments)
-
     # -- within
 
     def _key(self, name: str) -> str:
@@ -430,41 +401,3 @@ class Ring:
             f"{of}ring {self.name!r} was made with {setting}={theirs}, asked for was {ours}: "
             f"ask for {setting}={theirs}, use another name, or remove it with `synthbroker drop`"
         )
-
-
-def check_name(what: str, name: object) -> str:
-    """Check the name of a ring or group.
-
-    Raises:
-        TypeError: Not a string.
-        ValueError: Not made of 1 to 64 letters, digits, `_` and `-`.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a {what} must be a string, got {name!r}")
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} cannot name a {what}: 1 to 64 letters, digits, _ and - are allowed")
-    return name
-
-
-def server_memory(connection: Connection) -> Memory | None:
-    """Ask the server how much memory it has; None if it does not say."""
-    try:
-        text = connection.call("INFO", "memory").decode()
-    except ServerRefusedError:
-        return None
-    found = dict(re.findall(r"^(maxmemory|total_system_memory|used_memory):(\d+)", text, re.MULTILINE))
-    return Memory(*(int(found.get(name, 0)) for name in ("maxmemory", "total_system_memory", "used_memory")))
-
-
-def _send_windows(line: Line, commands: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
-    """Send commands that carry payload, a window at a time; gives the last window, which may go with what follows."""
-    window: list[tuple[Any, ...]] = []
-    size = 0
-    for command in commands:
-        if size >= _WINDOW_BYTES:
-            line.send(*window)
-            line.replies(len(window))
-            window, size = [], 0
-        window.append(command)
-        size += cutting.LARGEST_PART_BYTES
-    return window

@@ -80,7 +80,7 @@ def resume(ring: Ring, group: str, run: Run, token: str, *, go_on: bool) -> Resu
 
 
 def _resume(ring: Ring, group: str, run: Run, token: str, *, go_on: bool) -> Resumed | None:
-    reply = ring.ask("resume", group, run.name, run.life, int(run.checkpoints), token, int(go_on))
+    reply = ring.script("resume", group, run.name, run.life, int(run.checkpoints), token, int(go_on))
     if reply[0] == b"NOGROUP":
         return None
     run.serial = max(run.serial, int(reply[1]))
@@ -96,7 +96,7 @@ def stage(ring: Ring, group: str, run: Run, token: str, numbers: Sequence[Range]
         ShutOutError: A newer life of the run took over.
         UnacknowledgedError: Too many are staged and none is finished.
     """
-    reply = ring.ask("stage", group, run.name, run.life, token, ranges.text(numbers), MOST_STAGED)
+    reply = ring.script("stage", group, run.name, run.life, token, ranges.text(numbers), MOST_STAGED)
     if reply[0] == b"MANY":
         raise UnacknowledgedError(
             f"run {run.name!r} has made {reply[1]} checkpoints of ring {ring.name!r} and acknowledged none of them: "
@@ -112,7 +112,7 @@ def finish(ring: Ring, group: str, run: Run, serial: int) -> None:
         RingMissingError: There is no such ring or group.
         ShutOutError: A newer life of the run took over.
     """
-    _checked(ring.ask("finish", group, run.name, run.life, serial), ring, group, run)
+    _checked(ring.script("finish", group, run.name, run.life, serial), ring, group, run)
 
 
 def keep(ring: Ring, group: str, consumer: str, about: Mapping[str, Any], numbers: Sequence[Range]) -> None:
@@ -121,7 +121,7 @@ def keep(ring: Ring, group: str, consumer: str, about: Mapping[str, Any], number
     Raises:
         RingMissingError: There is no such ring or group.
     """
-    reply = ring.ask("keep", group, consumer, json.dumps(about), ranges.text(numbers))
+    reply = ring.script("keep", group, consumer, json.dumps(about), ranges.text(numbers))
     if reply[0] == b"NOGROUP":
         raise RingMissingError(f"ring {ring.name!r} has no group {group!r} (any more)")
 

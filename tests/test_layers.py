@@ -48,6 +48,7 @@ ORDER = [
     "connection",
     "inflow",
     "replies",
+    "keys",
     "ring",
     "ranges",
     "runs",

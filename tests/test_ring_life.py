@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from rings import Rig, check_books
+from synthbroker import keys
 from synthbroker import ring as rings_module
 from synthbroker.connection import Connection
 from synthbroker.errors import RingEndedError, RingMismatchError, RingMissingError
@@ -82,7 +83,7 @@ def test_a_name_that_would_break_the_keys_is_refused(name: str) -> None:
 
 def test_a_name_is_text() -> None:
     with pytest.raises(TypeError, match="must be a string"):
-        rings_module.check_name("group", 3)
+        keys.check_name("group", 3)
 
 
 # -- made and opened again

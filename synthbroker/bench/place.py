@@ -15,7 +15,7 @@ from typing import Any
 import redis
 
 import synthbroker as sb
-from synthbroker import admin, endpoint, machine, ring, server
+from synthbroker import admin, books, endpoint, machine, server
 from synthbroker.bench.loads import PATIENCE_S
 from synthbroker.bench.processes import Troupe
 from synthbroker.connection import Connection
@@ -104,7 +104,7 @@ def _check(url: str) -> None:
     """See that a server answers, with our own errors where it does not."""
     connection = Connection(url)
     try:
-        ring.server_memory(connection)
+        books.server_memory(connection)
     finally:
         connection.close()
 
