@@ -225,11 +225,13 @@ def test_a_job_whose_ring_stays_full_ends_and_says_how_to_ask_for_more(command, 
     assert status().committed == 5
 
 
-def test_while_there_is_no_room_nothing_is_made_that_would_be_given_up(run):
-    outcome = run("gen:endless", max_samples=5, idle_s=1.0, grace_s=0.5)
+def test_while_there_is_no_room_nothing_is_made_that_would_be_given_up(run, monkeypatch):
+    monkeypatch.setenv("TAKES_S", "0.2")
+    outcome = run("gen:steady", max_samples=5, idle_s=4.0, grace_s=0.5)
     assert (outcome.stopped, outcome.samples) == ("idle", 5)
-    assert outcome.idle_for_s >= 1.0
-    assert begun() == 5 + outcome.unsent < 50, "only what was on its way when the ring was found full"
+    assert outcome.idle_for_s >= 4.0
+    assert begun() == 5 + outcome.unsent
+    assert outcome.unsent < 8, "what was on its way when the ring was found full, not the twenty of four seconds"
 
 
 def test_a_worker_that_makes_its_sample_keeps_the_job(command, status):
