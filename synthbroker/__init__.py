@@ -5,6 +5,7 @@ The names below are the public API. `RingDataset` and `RingLoader` import torch 
 
 from typing import TYPE_CHECKING, Any
 
+from synthbroker.account import ProducerStats
 from synthbroker.audit import Audit, audit
 from synthbroker.batch import Batch, BatchInfo, TupleBatch
 from synthbroker.consumer import Consumer
@@ -37,7 +38,6 @@ from synthbroker.peek import peek
 from synthbroker.producer import Producer
 from synthbroker.quarantine import BadSample, quarantine
 from synthbroker.sample import Sample
-from synthbroker.sender import ProducerStats
 from synthbroker.states import RingStatus
 from synthbroker.worker import WorkerInfo
 

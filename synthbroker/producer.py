@@ -15,6 +15,7 @@ from synthbroker import books, losses, options, schema, settings, tensors, texts
 from synthbroker import cast as casts
 from synthbroker import checks as values
 from synthbroker import ring as rings
+from synthbroker.account import Account, ProducerStats
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
 from synthbroker.heart import Heart
@@ -24,8 +25,7 @@ from synthbroker.quality import Quality
 from synthbroker.replies import Meta, Settings
 from synthbroker.ring import Ring
 from synthbroker.schema import Schema, Shaped
-from synthbroker.sender import ProducerStats, Sender
-from synthbroker.shares import Share
+from synthbroker.sender import Sender
 from synthbroker.twins import TwinWatch
 
 log = logging.getLogger("synthbroker")
@@ -118,7 +118,6 @@ class Producer:
         self._schema: Schema | None = None
         self._closed = False
         self._put_until: float | None = None  # when the last put returned: what passes from then on is generating
-        self._generation_s, self._generated = 0.0, 0
 
     # -- what users call
 
@@ -150,8 +149,7 @@ class Producer:
         began = time.monotonic()
         self._put(sample, recipe, metadata, copy=copy)
         if self._put_until is not None:
-            self._generation_s += began - self._put_until
-            self._generated += 1
+            self._account.generated(began - self._put_until)
         self._put_until = time.monotonic()
 
     def _put(
@@ -256,7 +254,7 @@ class Producer:
         return self._sender
 
     def _start(self) -> Sender:
-        self._job = settings.job()
+        job = settings.job()
         self._keep_trying(self._open)
         sender = Sender(
             self._ring,
@@ -270,10 +268,7 @@ class Producer:
             wait_s=self._wait_s,
             reconnect_s=self._reconnect_s,
         )
-        self._began = time.monotonic()
-        self._blocked, self._sending = Share(), Share()
-        self._marks: dict[str, tuple[float, ProducerStats]] = {}  # what was sent when it was last told, and to whom
-        self._state = "alive"
+        self._account = Account(job, lambda: sender.stats, sender.pace, self._packer.chooser.described)
         self._sender = sender
         try:
             sender.start()
@@ -354,7 +349,7 @@ class Producer:
             done = False
             raise
         finally:
-            self._state = "closed" if done else "left"
+            self._account.state = "closed" if done else "left"
             left = self._go(sender, done=done)
         return left
 
@@ -382,48 +377,7 @@ class Producer:
             log.warning("ring %s: at exit: %s", self._ring.name, error)
 
     def _about(self) -> dict[str, Any]:
-        """Write the record that `status` shows; rates are over the time since the last heartbeat."""
-        job = self._job
-        about: dict[str, Any] = {"host": job.host, "pid": job.pid, "state": self._state}
-        if job.job_id is not None:
-            about |= {"job_id": job.job_id, "array_task_id": job.array_task_id, "restart": job.restart_count}
-        if self._generated:
-            about["generation_s"] = round(self._generation_s / self._generated, 6)
-        chosen = self._packer.chooser.described()
-        return about | self._since("heartbeat") | self._shares() | ({"codec": chosen} if chosen else {})
-
-    def _shares(self) -> dict[str, Any]:
-        """Say what it spends its time on."""
-        self._blocked.update(self.stats.blocked_s)
-        self._sending.update(self.pace.sending_s)
-        return {
-            "blocked_share": round(self._blocked.lately, 3),
-            "blocked_ever_share": round(self._blocked.ever, 3),
-            "sending_share": round(self._sending.lately, 3),
-            "age_s": round(self._blocked.age_s, 1),
-        }
-
-    def _since(self, what: str) -> dict[str, Any]:
-        """Say how much was sent, and at what rates since this was last asked for the same purpose."""
-        sent, now = self.stats, time.monotonic()
-        then, before = self._marks.get(what, (self._began, ProducerStats()))
-        self._marks[what] = (now, sent)
-        passed_s = max(now - then, 1e-3)
-        return {
-            "samples": sent.samples,
-            "samples_per_s": round((sent.samples - before.samples) / passed_s, 3),
-            "bytes_per_s": round((sent.payload_bytes - before.payload_bytes) / passed_s),
-            "blocked_share": round(min((sent.blocked_s - before.blocked_s) / passed_s, 1.0), 3),
-            "quarantined": sent.quarantined,
-            "lost_by_server": sent.lost_by_server,
-        }
+        return self._account.record()
 
     def _report(self) -> str:
-        sent, job = self._since("report"), self._job
-        of = f" job {job.job_id}" if job.job_id is not None else ""
-        return (
-            f"ring {self._ring.name} producer {self.name}{of}: {sent['samples']} samples, "
-            f"{sent['samples_per_s']:.1f}/s, {units.format_size(sent['bytes_per_s'])}/s, "
-            f"blocked {sent['blocked_share']:.0%}, quarantined {sent['quarantined']}, "
-            f"lost by the server {sent['lost_by_server']}"
-        )
+        return f"ring {self._ring.name} producer {self.name}{self._account.report()}"

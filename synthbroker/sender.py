@@ -6,11 +6,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Condition, Event, Lock, Thread
 from typing import Any
 
 from synthbroker import losses, sharing, units
+from synthbroker.account import ProducerStats
 from synthbroker.errors import (
     RingFullError,
     RingMissingError,
@@ -34,31 +35,6 @@ ENCODE_AHEAD_BYTES = 64 * 2**20  # no further, so that a codec that is chosen an
 WARN_EVERY_S = 60.0
 _MOST_REJOINS = 5
 _NOBODY_HOLDS = "no group reads it yet, or other producers have reserved what is left"
-
-
-@dataclass(frozen=True)
-class ProducerStats:
-    """What one producer has done so far.
-
-    Attributes:
-        samples: Committed samples.
-        payload_bytes: Their size on the wire.
-        raw_bytes: Their size as tensors.
-        blocked_s: Seconds spent waiting for room in the ring.
-        quarantined: Samples that failed the checks of the ring, or their cast.
-        rejoined: How often the server had lost the ring, or may have lost samples.
-        lost_by_server: Committed samples that the server lost: those that it does not know after it came back with less
-            than it had (exactly). Where it came back empty: those that at the last heartbeat were neither evicted
-            nor acknowledged by all groups, so that some of them may have been used since.
-    """
-
-    samples: int = 0
-    payload_bytes: int = 0
-    raw_bytes: int = 0
-    blocked_s: float = 0.0
-    quarantined: int = 0
-    rejoined: int = 0
-    lost_by_server: int = 0
 
 
 class Sender:

@@ -24,11 +24,11 @@ from types import FrameType
 from typing import Any
 
 from synthbroker import lanes
+from synthbroker.account import ProducerStats
 from synthbroker.errors import SynthbrokerError
 from synthbroker.limits import Clock, Limits
 from synthbroker.producer import Producer
 from synthbroker.sample import Sample
-from synthbroker.sender import ProducerStats
 from synthbroker.units import format_duration
 
 log = logging.getLogger("synthbroker")

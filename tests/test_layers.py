@@ -37,6 +37,7 @@ ORDER = [
     "quality",
     "pace",
     "shares",
+    "account",
     "sharing",
     "endpoint",
     "machine",
