@@ -1,0 +1,26 @@
+"""One SLURM for all tests of the cluster, mended after each of them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.slurm import Cluster, missing
+
+
+@pytest.fixture(scope="session")
+def sandbank() -> Iterator[Cluster]:
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    cluster = Cluster()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def cluster(sandbank: Cluster) -> Iterator[Cluster]:
+    """Give a SLURM with three idle nodes; what the test left there is cancelled."""
+    yield sandbank
+    sandbank.cancel_all()
+    sandbank.mend()
+    assert sandbank.processes() == []
