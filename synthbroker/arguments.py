@@ -140,6 +140,7 @@ def _add_serve(commands: _Commands) -> None:
     )
     add = command.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
+    add("--interface", metavar="NAME", help="listen on the address of this network interface, like ib0, instead")
     add("--port", type=_whole(0, 65535), help="TCP port (default: a free one)")
     add("--unix-socket", type=Path, metavar="PATH", help="listen on this socket; without --port: on nothing else")
     add("--maxmemory", type=_size, metavar="SIZE", help="most memory for all rings (default: 70%% of what there is)")

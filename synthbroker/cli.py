@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 import synthbroker
-from synthbroker import admin, arguments, books, monitor, pictures, report, server, settings, shell
+from synthbroker import admin, arguments, books, machine, monitor, pictures, report, server, settings, shell
 from synthbroker.audit import audit
 from synthbroker.bench import measures, place, plots, run, steps, table
 from synthbroker.bench.table import Block
@@ -71,7 +71,7 @@ def _serve(options: argparse.Namespace) -> int:
     path = _endpoint_path(options)
     by_socket_only = options.unix_socket is not None and options.port is None
     config = ServerConfig(
-        host=options.host,
+        host=options.host if options.interface is None else machine.interface_address(options.interface),
         port=None if by_socket_only else options.port or 0,
         unix_socket=options.unix_socket,
         maxmemory_bytes=options.maxmemory,

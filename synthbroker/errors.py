@@ -8,6 +8,7 @@ SynthbrokerError
 │   ├── ServerFullError         it is out of memory
 │   └── ServerStartError        `serve` could not start one
 ├── EndpointError               the URL or the endpoint file names no server
+│   └── EndpointMissingError    there is no such file (yet)
 ├── RingError                   look at the ring and at who shares it
 │   ├── RingMissingError        no such ring (yet, or any more)
 │   ├── RingMismatchError       made with other settings than asked for
@@ -55,6 +56,10 @@ class ServerStartError(ServerError):
 
 class EndpointError(SynthbrokerError):
     """The URL or the endpoint file does not lead to a server."""
+
+
+class EndpointMissingError(EndpointError):
+    """The endpoint file is not there: the server that will write it has not started yet, or has ended."""
 
 
 class RingError(SynthbrokerError):

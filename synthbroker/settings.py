@@ -140,6 +140,17 @@ def run() -> tuple[str, int]:
     return (f"{address or 'localhost'}-{port}" if port else ""), _read_int("TORCHELASTIC_RESTART_COUNT") or 0
 
 
+def job_memory_bytes() -> int | None:
+    """Say how much memory SLURM gave this job on this node; None outside of one, and where it gave all there is.
+
+    Raises:
+        ValueError: A SLURM variable that must be a whole number is none.
+    """
+    per_node_mb, per_cpu_mb = _read_int("SLURM_MEM_PER_NODE"), _read_int("SLURM_MEM_PER_CPU")
+    total_mb = per_node_mb or (per_cpu_mb or 0) * (_read_int("SLURM_CPUS_ON_NODE") or 0)
+    return total_mb * 2**20 or None
+
+
 def visible_gpus() -> int | None:
     """Count the GPUs that CUDA_VISIBLE_DEVICES names; None where it does not say."""
     text = _read("CUDA_VISIBLE_DEVICES")

@@ -42,6 +42,7 @@ ORDER = [
     "machine",
     "shell",
     "probe",
+    "claim",
     "durable",
     "server",
     "line",
