@@ -23,6 +23,7 @@ SynthbrokerError
 ├── BadSamplesError             too many of a producer's samples failed the ring's checks
 ├── DamagedSampleError          bytes that are not a sample
 ├── GeneratorError              a worker of `generate` failed
+├── SlurmError                  SLURM refused, is not there, or did not do it in time
 └── MissingExtraError           an optional package is not installed
 ```
 
@@ -116,6 +117,10 @@ class DamagedSampleError(SynthbrokerError):
 
 class GeneratorError(SynthbrokerError):
     """A worker of `generate` failed."""
+
+
+class SlurmError(SynthbrokerError):
+    """SLURM refused a job, is not there, or did not do what it was asked in time."""
 
 
 class MissingExtraError(SynthbrokerError):

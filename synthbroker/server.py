@@ -39,6 +39,7 @@ MEMORY_SHARE = 0.7
 PORT_ATTEMPTS = 5
 LOG_TAIL_BYTES = 2000
 LOOK_EVERY_S = 5.0  # at the endpoint file
+SIGNAL_COMES_S = 2.0  # SLURM tells all processes of a job to end: the server may have heard it first
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # listening on all addresses: this one is then ours, too
 LONGEST_SOCKET_PATH = 103  # bytes; Linux takes 107, macOS 103
 
@@ -167,6 +168,8 @@ def serve(
                     claim.check_own(path, server.endpoint.identity)
                     look_at = time.monotonic() + LOOK_EVERY_S
                 if server.ended.wait(0.2):
+                    if server.status == 0 and stop.wait(SIGNAL_COMES_S):
+                        break
                     raise ServerGoneError(
                         f"the server ended by itself, with status {server.status}; its last words:\n{server.log_tail()}"
                     )

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import signal
 import socket
 import threading
 from contextlib import contextmanager
@@ -187,3 +188,14 @@ def test_a_server_stays_within_the_memory_of_its_job(variables, limit_bytes, mon
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert machine.memory_limit_bytes(nowhere, nowhere) == (limit_bytes or whole)
+
+
+def test_a_server_that_was_told_to_end_just_before_us_has_not_failed(tmp_path):
+    stop, path = threading.Event(), tmp_path / "broker.json"
+
+    def end(there):
+        os.kill(there.pid, signal.SIGTERM)
+        threading.Timer(0.5, stop.set).start()
+
+    server.serve(ServerConfig(), path, stop=stop, announce=end)
+    assert not path.exists()

