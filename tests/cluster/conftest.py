@@ -1,9 +1,11 @@
 """One SLURM for all tests of the cluster, mended after each of them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from cluster.runs import Launched
 from cluster.slurm import Cluster, missing
 
 
@@ -24,3 +26,9 @@ def cluster(sandbank: Cluster) -> Iterator[Cluster]:
     sandbank.cancel_all()
     sandbank.mend()
     assert sandbank.processes() == []
+
+
+@pytest.fixture
+def run(cluster: Cluster, tmp_path: Path) -> Launched:
+    """Give the folder of a run that has not been submitted yet."""
+    return Launched(cluster, tmp_path / "run7")
