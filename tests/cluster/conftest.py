@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,3 +33,16 @@ def cluster(sandbank: Cluster) -> Iterator[Cluster]:
 def run(cluster: Cluster, tmp_path: Path) -> Launched:
     """Give the folder of a run that has not been submitted yet."""
     return Launched(cluster, tmp_path / "run7")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    gaps = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", "") == "call"
+        for name, value in report.user_properties
+        if name == "gap"
+    ]
+    for line in gaps:
+        terminalreporter.write_line(line)
