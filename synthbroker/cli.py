@@ -80,7 +80,7 @@ def _serve(options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
-    server.serve(config, path, stop=stop, announce=lambda endpoint: _announce(endpoint, path))
+    server.serve(config, path, stop=stop, announce=lambda endpoint: _announce(endpoint, path, config.durable))
     print("stopped", flush=True)
     return 0
 
@@ -102,7 +102,7 @@ def _endpoint_path(options: argparse.Namespace) -> Path:
     return path.expanduser().absolute()
 
 
-def _announce(endpoint: Endpoint, path: Path) -> None:
+def _announce(endpoint: Endpoint, path: Path, durable: Durable | None) -> None:
     connection = Connection(path.as_uri())
     try:
         memory = books.server_memory(connection)
@@ -116,7 +116,7 @@ def _announce(endpoint: Endpoint, path: Path) -> None:
         f"  export SYNTHBROKER_URL={path.as_uri()}\n"
         f"  synthbroker generate my.module:brains --ring brains\n"
         f'  eval "$(synthbroker env)"; redis-cli PING\n\n'
-        "Ctrl-C stops it; nothing is kept.",
+        f"Ctrl-C stops it; {f'its rings are kept in {durable.folder}' if durable else 'nothing is kept'}.",
         flush=True,
     )
 

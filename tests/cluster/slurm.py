@@ -100,9 +100,7 @@ class Cluster:
         daemon = self._daemons.pop(node)
         daemon.kill()
         daemon.wait()
-        for pid in self.processes(node):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not self._kill(node), "nothing runs on it")
         # The controller would find out by itself, after SlurmdTimeout.
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
@@ -119,6 +117,14 @@ class Cluster:
         own = {process.pid for process in self._daemons.values()}
         return [pid for pid in _of_jobs(f"SLURM_CONF={self.folder}/slurm.conf", node) if pid not in own]
 
+    def _kill(self, node: str | None = None) -> list[int]:
+        """Kill what jobs have running, and give it; a process that was just being started escapes the first time."""
+        found = self.processes(node)
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return found
+
     def stop(self) -> None:
         """End all: jobs first, then the daemons, then what is left."""
         if "slurmctld" in self._daemons:
@@ -128,9 +134,7 @@ class Cluster:
             process.kill()
             process.wait()
         self._daemons.clear()
-        for pid in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not self._kill(), "nothing is left")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # -- daemons
