@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from servers import _die_with_us, _free_port, eventually
 
@@ -63,11 +64,10 @@ class Cluster:
         """Give the environment of a login node."""
         return {name: value for name, value in self._environment.items() if not name.startswith("SYNTHBROKER_")}
 
-    def run(self, *command: str, check: bool = True, **options: object) -> str:
+    def run(self, *command: str, check: bool = True, **options: Any) -> str:
         """Run one of SLURM's commands on the login node; gives what it printed."""
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=self.environment(), timeout=60, check=False, **options
-        )  # type: ignore[call-overload]
+        options = {"env": self.environment()} | options
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return str(done.stdout).strip()
 

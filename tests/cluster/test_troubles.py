@@ -56,6 +56,16 @@ def test_a_requeued_generator_is_another_producer(run):
     assert ring.ledger.balanced
 
 
+def test_a_generator_whose_time_is_over_goes_back_into_the_queue(run):
+    """SLURM's shortest limit is a minute; the signal comes 50 s before that, or up to a minute earlier."""
+    run.up("--without=train", "--generators=--array=0 --time=1 --signal=USR1@50")
+    task = run.job("generators") + "_0"
+    eventually(lambda: run.cluster.shown(task)["Restarts"] == "1", "it is requeued", deadline_s=SOON_S)
+    run.await_samples()
+    eventually(lambda: any("r1-" in name for name in run.ring().producers), "it is there again", deadline_s=SOON_S)
+    assert run.ring().ledger.balanced
+
+
 def test_the_generator_of_a_lost_node_begins_again_on_another(run):
     broker, *others = NODES
     run.up("--without=train", f"--broker=--nodelist={broker}", f"--generators=--array=0 --exclude={broker}")
@@ -110,8 +120,21 @@ def test_a_training_goes_on_over_a_broker_that_is_requeued(run):
 # -- training
 
 
-def test_a_training_whose_time_is_nearly_over_is_requeued(run):
-    run.up("--generators=--array=0", TRAIN="train.py 100000")
+def test_a_training_that_is_told_that_its_time_is_over_goes_on_where_it_was(run):
+    run.up("--generators=--array=0", TRAIN="resume.py 60", SAVE_S="10")
+    steps = run.folder / "steps"
+    eventually(lambda: steps.exists() and steps.stat().st_size, "it trains", deadline_s=SOON_S)
+    run.cluster.run("scancel", "--batch", "--signal=USR2", run.job("train"))
+    run.await_state("COMPLETED", run.job("train"))
+    assert run.shown("train")["Restarts"] == "1"
+    assert "saved" in run.log("train")
+    trained = [int(line) for line in steps.read_text().split()]
+    assert sorted(trained) == list(range(len(trained))), "each sample once"
+    assert len(trained) >= 60
+
+
+def test_a_training_that_knows_no_signals_is_requeued_all_the_same(run):
+    run.up("--generators=--array=0", TRAIN="train.py 100000", SAVE_S="1")
     eventually(lambda: run.ring() and run.ring().groups.get("train"), "it trains", deadline_s=SOON_S)
     (run.folder / "train.py").write_text((run.folder / "train.py").read_text().replace("int(sys.argv[1])", "40"))
     run.cluster.run("scancel", "--batch", "--signal=USR2", run.job("train"))
@@ -157,7 +180,7 @@ def test_an_environment_that_is_gone_when_the_job_starts_ends_it(run):
     (run.folder / "env.sh").unlink()
     run.cluster.run("scontrol", "release", run.job("broker"))
     run.await_state("FAILED", run.job("broker"))
-    assert re.search(r"env.sh: No such file", run.cli("status"))
+    assert f"no env.sh in {run.folder}: submit sb-broker in the folder of its run" in run.cli("status")
 
 
 def test_a_log_folder_that_is_gone_is_the_answer_to_a_job_that_failed_without_a_word(run):

@@ -38,6 +38,17 @@ def test_from_up_to_a_model_trained_on_two_nodes_and_down_again(run):
     assert "no run was started" in run.cli("down", code=1)
 
 
+def test_the_templates_are_submitted_by_hand_too(run):
+    def sbatch(*words):
+        environment = run.cluster.environment() | VARIABLES
+        return run.cluster.run("sbatch", "--parsable", *words, cwd=run.folder, env=environment)
+
+    broker = sbatch("broker.sbatch")
+    sbatch("--dependency=after:" + broker, "--array=0", "generators.sbatch")
+    run.await_samples()
+    assert "serving on" in (run.folder / f"sb-broker-{broker}.out").read_text()
+
+
 def test_what_is_left_goes_when_the_training_has_ended(run):
     run.up("--down-after", "--generators=--array=0-1", TRAIN="train.py 40")
     eventually(lambda: not run.cluster.jobs(), "no job is left", deadline_s=SOON_S)
