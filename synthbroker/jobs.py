@@ -67,9 +67,9 @@ def submit(script: Path, folder: Path, options: Sequence[str]) -> str:
     return _submit(["--chdir", str(folder), *options, str(script)], script.name)
 
 
-def submit_line(line: str, folder: Path, options: Sequence[str]) -> str:
-    """Submit one line of shell, otherwise as `submit`."""
-    return _submit(["--chdir", str(folder), *options, "--wrap", line], f"`{line}`")
+def submit_cancelling(numbers: Sequence[str], folder: Path, options: Sequence[str]) -> str:
+    """Submit a job that cancels others, otherwise as `submit`."""
+    return _submit(["--chdir", str(folder), *options, "--wrap", f"scancel {' '.join(numbers)}"], "scancel")
 
 
 def find(numbers: Collection[str]) -> list[Job]:

@@ -144,7 +144,7 @@ def up(
             logs["down"] = "logs/down-%j.out"
             options = ["--job-name=sb-down", f"--output={logs['down']}", *_after("afterany", submitted["train"])]
             others = [number for role, number in submitted.items() if role != "train"]
-            submitted["down"] = jobs.submit_line(shlex.join(["scancel", *others]), there, [*options, *_words(sbatch)])
+            submitted["down"] = jobs.submit_cancelling(others, there, [*options, *_words(sbatch)])
             _write(Run(there, submitted, logs))
     except BaseException:
         if submitted:
@@ -162,7 +162,8 @@ def status(folder: str | Path = ".") -> RunStatus:
         SlurmError: SLURM does not answer.
     """
     run = read(folder)
-    found = tuple(jobs.find(run.jobs.values()))
+    order = list(run.jobs.values())
+    found = tuple(sorted(jobs.find(order), key=lambda job: order.index(job.job)))
     broker, rings = _look_at_broker(run.folder)
     return RunStatus(run, found, tuple(_troubles(run, found)), broker, rings)
 
