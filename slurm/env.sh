@@ -19,6 +19,7 @@ INTERFACE=${INTERFACE:-}
 
 # Nothing to edit from here on.
 RUN=("${RUN[@]:-env}")
+export SLURM_EXPORT_ENV=ALL   # what srun starts gets all this, also where jobs begin with an empty environment
 export SYNTHBROKER_URL="file://$PWD/broker.json"
 [ -z "$INTERFACE" ] || export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE
 "${RUN[@]}" sh -c 'command -v synthbroker' > /dev/null || {

@@ -1,7 +1,9 @@
 """The real templates on a real SLURM: from `up` to a trained model, from a login node, an allocation, a notebook."""
 
 import json
+import os
 import re
+import sys
 
 import synthbroker as sb
 from cluster.runs import SOON_S, VARIABLES
@@ -47,6 +49,20 @@ def test_the_templates_are_submitted_by_hand_too(run):
     sbatch("--dependency=after:" + broker, "--array=0", "generators.sbatch")
     run.await_samples()
     assert "serving on" in (run.folder / f"sb-broker-{broker}.out").read_text()
+
+
+def test_env_sh_alone_brings_what_jobs_need_that_begin_with_an_empty_environment(run):
+    edited = [
+        f'source "{sys.prefix}/bin/activate"',
+        f"export PYTHONPATH={os.environ.get('PYTHONPATH', '')}",
+        "RUN=(env MARK=here)",
+        "GENERATOR=sums:environment CAPACITY=10MB TRAIN='train.py 40'",
+    ]
+    env = run.folder / "env.sh"
+    env.write_text(env.read_text().replace("# 2. ", "\n".join([*edited, "", "# 2. "])))
+    run.up("--without=train", "--generators=--array=0", SBATCH_EXPORT="NONE", GENERATOR="nobody:reads_this")
+    run.await_state("COMPLETED", run.job("generators"))
+    assert json.loads((run.folder / "environment.json").read_text())["MARK"] == "here"
 
 
 def test_what_is_left_goes_when_the_training_has_ended(run):
