@@ -63,7 +63,16 @@ def test_a_generator_whose_time_is_over_goes_back_into_the_queue(run):
     eventually(lambda: run.cluster.shown(task)["Restarts"] == "1", "it is requeued", deadline_s=SOON_S)
     run.await_samples()
     eventually(lambda: any("r1-" in name for name in run.ring().producers), "it is there again", deadline_s=SOON_S)
+    states = {one.state for name, one in run.ring().producers.items() if "r0-" in name}
+    assert states <= {"left"}, "none if the signal came before the first sample"
     assert run.ring().ledger.balanced
+
+
+def test_a_generator_that_finds_the_ring_full_gives_its_node_back(run):
+    run.up("--without=train", "--generators=--array=0", GENERATE_OPTIONS="--max-samples 20", IDLE_S="3")
+    run.await_state("COMPLETED", run.job("generators"))
+    assert "--idle-s" in run.log("generators")
+    assert run.ring().live == 20
 
 
 def test_the_generator_of_a_lost_node_begins_again_on_another(run):

@@ -65,10 +65,11 @@ def test_env_sh_alone_brings_what_jobs_need_that_begin_with_an_empty_environment
     assert json.loads((run.folder / "environment.json").read_text())["MARK"] == "here"
 
 
-def test_what_is_left_goes_when_the_training_has_ended(run):
-    run.up("--down-after", "--generators=--array=0-1", TRAIN="train.py 40")
+def test_every_gpu_of_a_node_is_a_rank_and_what_is_left_goes_when_they_are_done(run):
+    run.up("--down-after", "--generators=--array=0-1", "--train=--gres=gpu:2", TRAIN="train.py 40")
     eventually(lambda: not run.cluster.jobs(), "no job is left", deadline_s=SOON_S)
     assert run.cluster.state(run.job("train")) == "COMPLETED"
+    assert "2 ranks, 5 steps" in run.log("train")
     assert run.cluster.processes() == []
     assert "there is no endpoint file" in run.cli("status")
 
@@ -94,12 +95,6 @@ def test_each_gpu_of_a_task_has_its_workers(run):
     run.up("--without=train", "--generators=--array=0 --gres=gpu:2", WORKERS_PER_GPU="2")
     run.await_samples()
     eventually(lambda: len(run.ring().producers) == 4, "two workers for each GPU", deadline_s=SOON_S)
-
-
-def test_every_gpu_of_a_node_is_a_rank(run):
-    run.up("--generators=--array=0", "--train=--gres=gpu:2", TRAIN="train.py 40")
-    run.await_state("COMPLETED", run.job("train"))
-    assert "2 ranks, 5 steps" in run.log("train")
 
 
 def test_flags_choose_partition_memory_and_network(run):
