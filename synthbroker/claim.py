@@ -15,8 +15,8 @@ def refuse_to_replace(path: Path) -> None:
     """
     with suppress(EndpointError):
         other = endpoint.read(path)
-        job_id = settings.job().job_id
-        if job_id is not None and other.job_id == job_id:
+        job = settings.job()
+        if job.job_id is not None and other.job_id == job.job_id and job.restart_count:
             return  # this very job, requeued: its former life may linger on a node that SLURM has lost
         if probe.answers(other, patience_s=3.0):
             raise ServerStartError(

@@ -137,6 +137,9 @@ def test_the_requeued_job_takes_the_file_over_and_its_former_life_ends(tmp_path,
     up = threading.Event()
     zombie = background(lambda: server.serve(ServerConfig(), path, stop=threading.Event(), announce=lambda _: up.set()))
     assert up.wait(SOON_S)
+    with pytest.raises(ServerStartError, match="belongs to a server that is running"):
+        claim.refuse_to_replace(path)  # a second one in the same life of the job
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with serving(path) as successor:
         with pytest.raises(EndpointError, match=f"names another server by now, process {successor.pid}"):
             zombie.result(SOON_S)
