@@ -5,6 +5,7 @@ The names below are the public API. `RingDataset` and `RingLoader` import torch 
 
 from typing import TYPE_CHECKING, Any
 
+from synthbroker import slurm
 from synthbroker.account import ProducerStats
 from synthbroker.audit import Audit, audit
 from synthbroker.batch import Batch, BatchInfo, TupleBatch
@@ -28,6 +29,7 @@ from synthbroker.errors import (
     ServerRefusedError,
     ServerStartError,
     ShutOutError,
+    SlurmError,
     StarvedError,
     StateGoneError,
     SynthbrokerError,
@@ -76,6 +78,7 @@ __all__ = [
     "ServerRefusedError",
     "ServerStartError",
     "ShutOutError",
+    "SlurmError",
     "StarvedError",
     "StateGoneError",
     "SynthbrokerError",
@@ -85,6 +88,7 @@ __all__ = [
     "audit",
     "peek",
     "quarantine",
+    "slurm",
     "status",
 ]
 

@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synthbroker import checks, durable, generate, keys, limits, options, schema, units
+from synthbroker import checks, durable, generate, keys, limits, options, schema, slurm, units
 from synthbroker.bench import measures
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"synthbroker {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_add_serve, _add_generate, _add_status, _add_audit, _add_quarantine, _add_peek, _add_end, _add_drop,
-                _add_env, _add_bench):  # fmt: skip
+                _add_env, _add_bench, _add_slurm):  # fmt: skip
         add(commands)
     return top
 
@@ -140,6 +140,7 @@ def _add_serve(commands: _Commands) -> None:
     )
     add = command.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
+    add("--interface", metavar="NAME", help="listen on the address of this network interface, like ib0, instead")
     add("--port", type=_whole(0, 65535), help="TCP port (default: a free one)")
     add("--unix-socket", type=Path, metavar="PATH", help="listen on this socket; without --port: on nothing else")
     add("--maxmemory", type=_size, metavar="SIZE", help="most memory for all rings (default: 70%% of what there is)")
@@ -332,3 +333,49 @@ def _add_bench(commands: _Commands) -> None:
     add("--fake-step", type=_seconds, metavar="S",
         help="instead: a training loop that sleeps S seconds per step; says how long it waits for data")  # fmt: skip
     add("--generator", metavar="MODULE:FUNCTION", help="with --fake-step: your own, as for `generate`")
+
+
+def _add_slurm(commands: _Commands) -> None:
+    text = "submit a broker, generators and a training to a SLURM cluster, look at them, and tear them down"
+    command = commands.add_parser(
+        "slurm",
+        help=text,
+        description=text,
+        epilog="examples:\n"
+        "  synthbroker slurm init /shared/run7     # puts the templates there: edit env.sh\n"
+        "  synthbroker slurm up /shared/run7\n"
+        '  synthbroker slurm up --sbatch="--partition=long --account=me" --generators="--array=0-99%8" --train="-N 2"\n'
+        "  synthbroker slurm status /shared/run7\n"
+        "  synthbroker slurm down /shared/run7",
+        **_STYLE,
+    )
+    actions = command.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, help_ in _SLURM_ACTIONS.items():
+        action = actions.add_parser(name, help=help_, description=help_, **_STYLE)
+        action.add_argument("folder", type=Path, nargs="?", default=Path(),
+            help="of the run, on the file system that all nodes share (default: this one)")  # fmt: skip
+        action.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
+        if name == "up":
+            _add_up(action)
+        if name == "status":
+            action.add_argument("--json", action="store_true", help="everything, for programs")
+        if name == "down":
+            action.add_argument("--wait-s", type=_seconds, default=slurm.DOWN_S, metavar="S",
+                help="seconds that the jobs may take to end (default: %(default)g)")  # fmt: skip
+
+
+_SLURM_ACTIONS = {
+    "init": "put the templates into a folder, to be edited there",
+    "up": "submit broker, generators and training; the latter two start after the broker has",
+    "status": "show the jobs of a run, its broker, its rings, and the end of the log of what failed",
+    "down": "cancel the jobs of a run, wait until they are gone, and remove its endpoint file",
+}
+
+
+def _add_up(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--sbatch", default="", metavar="FLAGS", help='more flags of sbatch for all jobs: --sbatch="--partition=long"')
+    for role in slurm.ROLES:
+        add(f"--{role}", default="", metavar="FLAGS", help=f"more for {role}.sbatch alone; they win")
+    add("--without", choices=slurm.ROLES, action="append", default=[], help="leave this job out; may be repeated")
+    add("--down-after", action="store_true", help="cancel the others when the training has ended")

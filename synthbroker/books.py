@@ -95,6 +95,16 @@ def pages(ring: Ring) -> Iterator[Page]:
         yield Page(at, int(following), owned, tuple((int(number), part.decode()) for number, part in pairs))
 
 
+def ring_names(connection: Connection) -> list[str]:
+    """List the rings on a server, by name; looks at every key of it."""
+    found, cursor = set[str](), b"0"
+    while True:
+        cursor, keys = connection.call("SCAN", cursor, "MATCH", "sb:{*}:meta", "COUNT", _KEYS_AT_ONCE)
+        found |= {key.decode().removeprefix("sb:{").removesuffix("}:meta") for key in keys}
+        if cursor == b"0":
+            return sorted(found)
+
+
 def lasting_parts(ring: Ring) -> set[str]:
     """List the parts that no expiry will remove, as "uid:i"; looks at every key of the server."""
     pattern, found, cursor = f"{ring.prefix}part:*", set[str](), b"0"

@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 import synthbroker
-from synthbroker import admin, arguments, books, monitor, pictures, report, server, settings, shell
+from synthbroker import admin, arguments, books, machine, monitor, pictures, report, server, settings, shell, slurm
 from synthbroker.audit import audit
 from synthbroker.bench import measures, place, plots, run, steps, table
 from synthbroker.bench.table import Block
@@ -71,7 +71,7 @@ def _serve(options: argparse.Namespace) -> int:
     path = _endpoint_path(options)
     by_socket_only = options.unix_socket is not None and options.port is None
     config = ServerConfig(
-        host=options.host,
+        host=options.host if options.interface is None else machine.interface_address(options.interface),
         port=None if by_socket_only else options.port or 0,
         unix_socket=options.unix_socket,
         maxmemory_bytes=options.maxmemory,
@@ -80,7 +80,7 @@ def _serve(options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
-    server.serve(config, path, stop=stop, announce=lambda endpoint: _announce(endpoint, path))
+    server.serve(config, path, stop=stop, announce=lambda endpoint: _announce(endpoint, path, config.durable))
     print("stopped", flush=True)
     return 0
 
@@ -102,7 +102,7 @@ def _endpoint_path(options: argparse.Namespace) -> Path:
     return path.expanduser().absolute()
 
 
-def _announce(endpoint: Endpoint, path: Path) -> None:
+def _announce(endpoint: Endpoint, path: Path, durable: Durable | None) -> None:
     connection = Connection(path.as_uri())
     try:
         memory = books.server_memory(connection)
@@ -116,7 +116,7 @@ def _announce(endpoint: Endpoint, path: Path) -> None:
         f"  export SYNTHBROKER_URL={path.as_uri()}\n"
         f"  synthbroker generate my.module:brains --ring brains\n"
         f'  eval "$(synthbroker env)"; redis-cli PING\n\n'
-        "Ctrl-C stops it; nothing is kept.",
+        f"Ctrl-C stops it; {f'its rings are kept in {durable.folder}' if durable else 'nothing is kept'}.",
         flush=True,
     )
 
@@ -250,6 +250,46 @@ def _env(options: argparse.Namespace) -> int:
     return 0
 
 
+def _slurm(options: argparse.Namespace) -> int:
+    return _SLURM_ACTIONS[options.action](options)
+
+
+def _slurm_init(options: argparse.Namespace) -> int:
+    copied = slurm.init(options.folder)
+    print("\n".join(f"{path}" for path in copied) or f"all templates are in {options.folder} already")
+    print(f"edit {options.folder / 'env.sh'}, then: synthbroker slurm up {options.folder}")
+    return 0
+
+
+def _slurm_up(options: argparse.Namespace) -> int:
+    flags = {name: getattr(options, name) for name in ("sbatch", *slurm.ROLES)}
+    run = slurm.up(options.folder, without=options.without, down_after=options.down_after, **flags)
+    print(report.of_run(run))
+    return 0
+
+
+def _slurm_status(options: argparse.Namespace) -> int:
+    status = slurm.status(options.folder)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(status), indent=1, default=str))
+    else:
+        _console().print(report.of_run_status(status))
+    return 0
+
+
+def _slurm_down(options: argparse.Namespace) -> int:
+    cancelled = slurm.down(options.folder, wait_s=options.wait_s)
+    print(f"cancelled {', '.join(cancelled)}; all jobs are gone" if cancelled else "its jobs had ended already")
+    return 0
+
+
+_SLURM_ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "init": _slurm_init,
+    "up": _slurm_up,
+    "status": _slurm_status,
+    "down": _slurm_down,
+}
+
 _QUICK_NOTE = "quick: small counts, once each, no claim of accuracy\n"
 
 
@@ -303,4 +343,5 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "drop": _drop,
     "env": _env,
     "bench": _bench,
+    "slurm": _slurm,
 }

@@ -20,6 +20,7 @@ from redis.retry import Retry
 from synthbroker import endpoint
 from synthbroker.errors import (
     EndpointError,
+    EndpointMissingError,
     ServerError,
     ServerFullError,
     ServerGoneError,
@@ -77,6 +78,7 @@ class Connection:
     def __init__(self, url: str | None) -> None:
         self._url = url
         self._pool: redis.ConnectionPool | None = None
+        self._identity: str | None = None  # of the server that the endpoint file names, if there is one
         self._lock = Lock()
         self._mine = local()  # each thread keeps the line it used last
         self.greet: Callable[[Line], None] | None = None  # what is said first on each new line
@@ -124,7 +126,8 @@ class Connection:
         return line or self._new_line(pool)
 
     def _new_line(self, pool: redis.ConnectionPool) -> Line:
-        line = Line(pool.get_connection(), self.where, pool)
+        with self._strangers_are_passing():
+            line = Line(pool.get_connection(), self.where, pool)
         try:
             if self.greet is not None:
                 self.greet(line)
@@ -156,7 +159,7 @@ class Connection:
             pool.disconnect(inuse_connections=False)
 
     def keep_trying(self, attempt: Callable[[], T], reconnect_s: float, stop: Event) -> T:
-        """Repeat an attempt, which must be safe to repeat, while the server is gone.
+        """Repeat an attempt, which must be safe to repeat, while the server is gone, or not there yet.
 
         Args:
             attempt: What to do.
@@ -173,7 +176,7 @@ class Connection:
             try:
                 result = attempt()
             except (ServerGoneError, EndpointError) as error:
-                if stop.is_set() or (isinstance(error, EndpointError) and gone_since is None):
+                if stop.is_set() or (gone_since is None and _is_mistake(error)):
                     raise
                 now = time.monotonic()
                 gone_since = gone_since or now
@@ -204,10 +207,27 @@ class Connection:
     def _open(self) -> redis.ConnectionPool:
         with self._lock:
             if self._pool is None:
-                url = endpoint.resolve(self._url)
-                self.where = endpoint.redact(url)
-                self._pool = _checked(_make_pool(url), self.where)
+                address = endpoint.locate(self._url)
+                self.where, self._identity = endpoint.redact(address.url), address.identity
+                pool = _make_pool(address.url)
+                with self._strangers_are_passing():
+                    _check_identity(pool, self.where, address.identity)
+                self._pool = _checked(pool, self.where)
             return self._pool
+
+    @contextmanager
+    def _strangers_are_passing(self) -> Iterator[None]:
+        """Take who answers where an endpoint file leads, and does not know its password, for a server that is gone.
+
+        The server that wrote the file has ended, and another one took its port; its successor will replace the file.
+        """
+        try:
+            yield
+        except redis.RedisError as error:
+            known = translate(error, self.where)
+            if self._identity is None or not isinstance(known, ServerRefusedError):
+                raise
+            raise ServerGoneError(f"{known}; it is not the server that the endpoint file names") from error
 
     @contextmanager
     def translating(self) -> Iterator[None]:
@@ -266,6 +286,33 @@ def _make_pool(url: str) -> redis.ConnectionPool:
         socket_connect_timeout=_CONNECT_TIMEOUT_S,
         max_connections=1000,
     )
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Say whether time will not mend it: an endpoint file may come, a wrong one stays wrong."""
+    return isinstance(error, EndpointError) and not isinstance(error, EndpointMissingError)
+
+
+def _check_identity(pool: redis.ConnectionPool, where: str, identity: str | None) -> None:
+    """See that this is the server which wrote the endpoint file; who may not ask has its password, which must do.
+
+    Raises:
+        ServerGoneError: It is another one.
+    """
+    if identity is None:
+        return
+    connection = pool.get_connection()
+    try:
+        connection.send_command("CONFIG", "GET", "syslog-ident")  # type: ignore[no-untyped-call]
+        found = connection.read_response(disable_decoding=True)
+    except redis.ResponseError as error:
+        if translate(error, where).__class__ is not ServerRefusedError:
+            raise
+        return
+    finally:
+        pool.release(connection)
+    if found[1:] != [identity.encode()]:
+        raise ServerGoneError(f"{where} is not the server that the endpoint file names: that one has ended")
 
 
 def _checked(pool: redis.ConnectionPool, where: str) -> redis.ConnectionPool:

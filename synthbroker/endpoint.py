@@ -20,13 +20,13 @@ import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from synthbroker import settings
-from synthbroker.errors import EndpointError
+from synthbroker.errors import EndpointError, EndpointMissingError
 
 FORMAT = "synthbroker-endpoint"
 VERSION = 1
@@ -106,7 +106,8 @@ def read(path: Path) -> Endpoint:
     """Read and check an endpoint file.
 
     Raises:
-        EndpointError: Missing, empty, too long, not JSON, of another version, or a field that cannot be.
+        EndpointMissingError: It is not there.
+        EndpointError: Empty, too long, not JSON, of another version, or a field that cannot be.
     """
     text = _read_text(path)
     try:
@@ -123,8 +124,26 @@ def read(path: Path) -> Endpoint:
     return _check(path, content)
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where to connect.
+
+    Attributes:
+        url: A Redis URL; it may hold a password.
+        identity: Of the server that wrote the endpoint file; None where the user named the server itself.
+    """
+
+    url: str = field(repr=False)
+    identity: str | None = None
+
+
 def resolve(url: str | None) -> str:
-    """Turn what the user gave into a Redis URL; an endpoint file is read anew at each call.
+    """Turn what the user gave into a Redis URL: `locate`, without the identity."""
+    return locate(url).url
+
+
+def locate(url: str | None) -> Address:
+    """Find the server that the user means; an endpoint file is read anew at each call.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`, checked and handed back; `file:///path/broker.json`, an endpoint
@@ -132,19 +151,21 @@ def resolve(url: str | None) -> str:
 
     Raises:
         ValueError: Not such a URL; the message shows no password.
-        EndpointError: The endpoint file is missing or wrong, or the environment names no server.
+        EndpointMissingError: The endpoint file is not there.
+        EndpointError: The endpoint file is wrong, or the environment names no server.
     """
     text = settings.default_url() if url is None else url
     scheme = text.partition("://")[0] if "://" in text else ""
     if scheme == "file":
-        return read(_path_of(text)).url()
+        named = read(_path_of(text))
+        return Address(named.url(), named.identity)
     if scheme not in SCHEMES:
         raise ValueError(
             f"not a server's URL: {redact(text)!r}; give redis://, rediss:// or unix://, "
             "or an endpoint file as file:///path/broker.json"
         )
     _check_address(text, scheme)
-    return text
+    return Address(text)
 
 
 def redact(url: str) -> str:
@@ -166,7 +187,7 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE_BYTES + 1)
     except FileNotFoundError as error:
-        raise EndpointError(f"there is no endpoint file {path}: is `synthbroker serve` running?") from error
+        raise EndpointMissingError(f"there is no endpoint file {path}: is `synthbroker serve` running?") from error
     except (OSError, ValueError) as error:
         raise EndpointError(f"cannot read the endpoint file {path}: {error}") from error
     if len(content) > LARGEST_FILE_BYTES:
@@ -223,8 +244,8 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check(path: Path, content: dict[str, Any]) -> Endpoint:
-    for field in fields(Endpoint):
-        name = field.name
+    for each in fields(Endpoint):
+        name = each.name
         if name not in content:
             raise EndpointError(f"endpoint file {path} lacks {name!r}")
         is_valid, wanted = _FIELDS[name]
@@ -232,7 +253,7 @@ def _check(path: Path, content: dict[str, Any]) -> Endpoint:
             # The value of a wrong password field is still not for logs.
             shown = "***" if name == "password" else repr(content[name])[:80]
             raise EndpointError(f"endpoint file {path}: {name!r} must be {wanted}, is {shown}")
-    endpoint = Endpoint(**{field.name: content[field.name] for field in fields(Endpoint)})
+    endpoint = Endpoint(**{each.name: content[each.name] for each in fields(Endpoint)})
     by_tcp = endpoint.host is not None and endpoint.port is not None
     if by_tcp == (endpoint.unix_socket is not None):
         raise EndpointError(f"endpoint file {path} must name either host and port or a unix_socket")

@@ -8,6 +8,7 @@ SynthbrokerError
 │   ├── ServerFullError         it is out of memory
 │   └── ServerStartError        `serve` could not start one
 ├── EndpointError               the URL or the endpoint file names no server
+│   └── EndpointMissingError    there is no such file (yet)
 ├── RingError                   look at the ring and at who shares it
 │   ├── RingMissingError        no such ring (yet, or any more)
 │   ├── RingMismatchError       made with other settings than asked for
@@ -22,6 +23,7 @@ SynthbrokerError
 ├── BadSamplesError             too many of a producer's samples failed the ring's checks
 ├── DamagedSampleError          bytes that are not a sample
 ├── GeneratorError              a worker of `generate` failed
+├── SlurmError                  SLURM refused, is not there, or did not do it in time
 └── MissingExtraError           an optional package is not installed
 ```
 
@@ -55,6 +57,10 @@ class ServerStartError(ServerError):
 
 class EndpointError(SynthbrokerError):
     """The URL or the endpoint file does not lead to a server."""
+
+
+class EndpointMissingError(EndpointError):
+    """The endpoint file is not there: the server that will write it has not started yet, or has ended."""
 
 
 class RingError(SynthbrokerError):
@@ -111,6 +117,10 @@ class DamagedSampleError(SynthbrokerError):
 
 class GeneratorError(SynthbrokerError):
     """A worker of `generate` failed."""
+
+
+class SlurmError(SynthbrokerError):
+    """SLURM refused a job, is not there, or did not do what it was asked in time."""
 
 
 class MissingExtraError(SynthbrokerError):

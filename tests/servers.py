@@ -26,6 +26,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 START_DEADLINE_S = 20.0
+UNNAMED = "redis"  # the syslog-ident of a server that was given none
 BASE_CONFIG = {
     "save": "",
     "appendonly": "no",

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from peers import Serve, answers, hangs_up, is_mute, peer, says
-from servers import RealServer, RunningServer
+from servers import UNNAMED, RealServer, RunningServer
 from synthbroker import connection
 from synthbroker.connection import Connection, translate
 from synthbroker.errors import (
@@ -249,7 +249,8 @@ def endpoint_file(path: Path, server: RealServer) -> None:
 
     socket_path = str(server.socket_path)
     endpoint.write(
-        path, endpoint.Endpoint(None, None, socket_path, False, "default", "", "x", server.pid, "here", None, "now")
+        path,
+        endpoint.Endpoint(None, None, socket_path, False, "default", "", UNNAMED, server.pid, "here", None, "now"),
     )
 
 

@@ -43,6 +43,7 @@ ORDER = [
     "machine",
     "shell",
     "probe",
+    "claim",
     "durable",
     "server",
     "line",
@@ -87,6 +88,8 @@ ORDER = [
     "worker",
     "crew",
     "generate",
+    "jobs",
+    "slurm",
     "__init__",
     "bench",
     "report",
@@ -196,6 +199,12 @@ def test_a_package_is_imported_only_where_it_belongs(foreign: str) -> None:
 def test_only_settings_reads_the_environment() -> None:
     readers = {module for module in _modules() if "os.environ" in _source(module)}
     assert readers <= {"settings"}
+
+
+def test_only_jobs_runs_the_commands_of_slurm() -> None:
+    assert '_run("sbatch"' in _source("jobs")
+    starters = {module for module in _modules() if "subprocess" in _imports(module)}
+    assert starters <= {"jobs", "server", "bench.processes", "bench.place"}
 
 
 @pytest.mark.parametrize("first_use", ["import synthbroker", "import synthbroker; synthbroker.Producer(ring='r')"])

@@ -205,7 +205,7 @@ def test_one_that_hangs_up_is_tried_for_as_long_as_asked(ring_name):
             sb.Producer(url, ring=ring_name, reconnect_s=0.2).put(number(0))
 
 
-@pytest.mark.parametrize("url", ["http://localhost", "localhost:6379", "", "file:///nowhere/broker.json"])
+@pytest.mark.parametrize("url", ["http://localhost", "localhost:6379", "", "file://nowhere/broker.json"])
 def test_a_url_that_leads_nowhere_is_told_at_once(ring_name, url):
     with pytest.raises((sb.EndpointError, ValueError)):
         sb.Producer(url, ring=ring_name).put(number(0))

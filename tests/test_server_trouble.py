@@ -11,7 +11,7 @@ import redis
 
 import synthbroker as sb
 from logs import KEEPS_ALL
-from servers import RealServer, eventually
+from servers import UNNAMED, RealServer, eventually
 from synthbroker import endpoint
 from synthbroker.endpoint import Endpoint
 from tools import IN_PARTS, SOON_S, background, check_ledger, counters, drain, number, values
@@ -138,7 +138,8 @@ class Pair:
 
     def point_to(self, server: RealServer) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        where = Endpoint("127.0.0.1", server._port, None, False, "default", "", "x", server.pid, "here", None, now)
+        address = ("127.0.0.1", server._port, None, False, "default", "")
+        where = Endpoint(*address, UNNAMED, server.pid, "here", None, now)
         endpoint.write(self._path, where)
 
     def catch_up(self) -> None:

@@ -57,6 +57,26 @@ def test_the_server_program_is_named_by_the_environment(monkeypatch):
     assert settings.redis_server_path() == "/opt/redis-server"
 
 
+@pytest.mark.parametrize(
+    ("variables", "run"),
+    [
+        ({"SLURM_JOB_ID": "7"}, ("slurm-7", 0)),
+        ({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}, ("slurm-7", 2000)),
+        ({"SLURM_JOB_ID": "7", "TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "3"}, ("torchrun-x", 3)),
+        (
+            {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1", "TORCHELASTIC_RUN_ID": "7"},
+            ("torchrun-7", 1000),  # after all that torchrun tried in the job's former life
+        ),
+    ],
+)
+def test_each_life_of_a_job_is_a_later_attempt_than_all_of_the_former_one(monkeypatch, variables, run):
+    for name in "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT":
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert settings.run() == run
+
+
 def test_outside_of_slurm_there_is_no_job():
     job = settings.job()
     assert job == settings.Job(socket.gethostname().partition(".")[0], os.getpid(), None, None, 0, 0)
