@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synthbroker import checks, durable, generate, keys, limits, options, schema, slurm, units
+from synthbroker import acl, checks, durable, generate, keys, limits, options, schema, slurm, units
 from synthbroker.bench import measures
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"synthbroker {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_add_serve, _add_generate, _add_status, _add_audit, _add_quarantine, _add_peek, _add_end, _add_drop,
-                _add_env, _add_bench, _add_slurm):  # fmt: skip
+                _add_acl, _add_env, _add_bench, _add_slurm):  # fmt: skip
         add(commands)
     return top
 
@@ -115,6 +116,25 @@ def _measures(text: str) -> tuple[int, ...]:
     return numbers
 
 
+@_checked
+def _grant(text: str) -> acl.Grant:
+    who, separator, path = text.partition("=")
+    role, colon, rings = who.partition(":")
+    if not separator or not colon or not path:
+        raise ValueError(f"must read ROLE:RING=FILE or ROLE:RING,RING=FILE, got {text!r}")
+    return acl.Grant(role, tuple(rings.split(",")), Path(path).expanduser().absolute())
+
+
+@_checked
+def _url(text: str) -> str:
+    if "@" in text and re.match(r"[^/]+://[^@]*:[^@]+@", text):  # the text is not shown: it holds a password
+        raise ValueError(
+            "a password on the command line can be read by everybody on this machine (`ps`): "
+            "set SYNTHBROKER_URL instead, or name an endpoint file, file:///path/broker.json"
+        )
+    return text
+
+
 _size = _checked(units.parse_size)
 _Commands = Any  # argparse's own name for it is private
 
@@ -123,7 +143,9 @@ def _command(commands: _Commands, name: str, text: str, examples: str) -> argpar
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=text, epilog=f"examples:\n{examples}", **_STYLE
     )
-    command.add_argument("--url", help="redis://, rediss://, unix://, or file:///path/of/an/endpoint/file.json")
+    command.add_argument(
+        "--url", type=_url, help="redis://, rediss://, unix://, or file:///path/of/an/endpoint/file.json"
+    )
     command.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
     return command
 
@@ -136,7 +158,8 @@ def _add_serve(commands: _Commands) -> None:
         "  synthbroker serve\n"
         "  synthbroker serve --maxmemory 32GB --host 0.0.0.0 --endpoint /shared/run/broker.json\n"
         "  synthbroker serve --unix-socket /tmp/me/redis.sock\n"
-        "  synthbroker serve --durable --dir /scratch/me/rings   # started again there, it has its rings again",
+        "  synthbroker serve --durable --dir /scratch/me/rings   # started again there, it has its rings again\n"
+        "  synthbroker serve --grant generator:brains=/shared/run/generator.json",
     )
     add = command.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
@@ -149,6 +172,12 @@ def _add_serve(commands: _Commands) -> None:
         help="keep the rings in --dir: flush to disk each second (default), or always, which costs more")  # fmt: skip
     add("--dir", type=Path, metavar="FOLDER",
         help="with --durable: where; takes up to 3 times --maxmemory of disk")  # fmt: skip
+    add("--tls", action="store_true", help="encrypt what goes through the port; takes the next three")
+    add("--tls-cert", type=Path, metavar="FILE", help="the server's certificate, for the name that clients look for")
+    add("--tls-key", type=Path, metavar="FILE", help="its key, without a passphrase")
+    add("--tls-ca", type=Path, metavar="FILE", help="the certificate of the authority that signed it, for clients, too")
+    add("--grant", dest="grants", type=_grant, action="append", default=[], metavar="ROLE:RING=FILE",
+        help=f"make a user with few rights ({', '.join(acl.ROLES)}) and its endpoint file; repeatable")  # fmt: skip
 
 
 def _add_generate(commands: _Commands) -> None:
@@ -302,6 +331,24 @@ def _add_drop(commands: _Commands) -> None:
     command.add_argument("ring", type=_ring_name)
     command.add_argument("--group", type=_group_name, help="only this group of it")
     command.add_argument("--yes", action="store_true", help="do not ask before a whole ring is dropped")
+
+
+def _add_acl(commands: _Commands) -> None:
+    command = _command(
+        commands,
+        "acl",
+        "make a user who may do no more on the server than its work takes, or show how",
+        "  synthbroker acl generator --ring brains --endpoint generator.json\n"
+        "  SYNTHBROKER_URL=file://$PWD/generator.json synthbroker generate my.module:brains --ring brains\n"
+        "  synthbroker acl trainer --ring brains                 # only shows what redis-cli would be told\n\n"
+        "A generator commits to its rings, a trainer takes and acknowledges, a viewer looks. The user lasts as long\n"
+        "as the server; `synthbroker serve --grant` makes it at each start. Said again, its password is a new one.",
+    )
+    add = command.add_argument
+    add("role", choices=tuple(acl.ROLES))
+    add("--ring", dest="rings", type=_ring_name, action="append", required=True, metavar="RING",
+        help="a ring it may work on; may be repeated")  # fmt: skip
+    add("--endpoint", type=Path, metavar="FILE", help="make the user, and write its endpoint file here")
 
 
 def _add_env(commands: _Commands) -> None:

@@ -22,7 +22,8 @@ from rich.live import Live
 from rich.text import Text
 
 import synthbroker
-from synthbroker import admin, arguments, books, machine, monitor, pictures, report, server, settings, shell, slurm
+from synthbroker import acl, admin, arguments, books, machine, monitor, pictures, report, server, settings, shell, slurm
+from synthbroker import endpoint as endpoint_file
 from synthbroker.audit import audit
 from synthbroker.bench import measures, place, plots, run, steps, table
 from synthbroker.bench.table import Block
@@ -34,9 +35,11 @@ from synthbroker.generate import Outcome, generate
 from synthbroker.peek import peek
 from synthbroker.quarantine import quarantine
 from synthbroker.server import ServerConfig
+from synthbroker.tls import Tls
 from synthbroker.units import format_duration, format_size
 
 EXIT_TIME = 75
+_NOT_ENCRYPTED = "not encrypted: who can read the network's traffic reads passwords and samples (--tls)\n"
 _PLAIN_WIDTH = 200  # where there is no terminal whose width counts
 
 
@@ -75,12 +78,19 @@ def _serve(options: argparse.Namespace) -> int:
         port=None if by_socket_only else options.port or 0,
         unix_socket=options.unix_socket,
         maxmemory_bytes=options.maxmemory,
+        tls=_tls(options),
         durable=_durable(options),
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
-    server.serve(config, path, stop=stop, announce=lambda endpoint: _announce(endpoint, path, config.durable))
+    server.serve(
+        config,
+        path,
+        stop=stop,
+        announce=lambda endpoint: _announce(endpoint, path, config.durable, options.grants),
+        more=[wanted.path for wanted in options.grants],
+    )
     print("stopped", flush=True)
     return 0
 
@@ -89,6 +99,13 @@ def _durable(options: argparse.Namespace) -> Durable | None:
     if (options.durable is None) != (options.dir is None):
         raise ValueError("serve --durable and --dir FOLDER belong together: rings are kept in that folder")
     return Durable(options.dir, options.durable) if options.dir else None
+
+
+def _tls(options: argparse.Namespace) -> Tls | None:
+    files = (options.tls_cert, options.tls_key, options.tls_ca)
+    if (options.tls, *[file is not None for file in files]) not in ((True,) * 4, (False,) * 4):
+        raise ValueError("serve --tls, --tls-cert FILE, --tls-key FILE and --tls-ca FILE belong together")
+    return Tls(*files) if options.tls else None
 
 
 def _endpoint_path(options: argparse.Namespace) -> Path:
@@ -102,17 +119,22 @@ def _endpoint_path(options: argparse.Namespace) -> Path:
     return path.expanduser().absolute()
 
 
-def _announce(endpoint: Endpoint, path: Path, durable: Durable | None) -> None:
+def _announce(endpoint: Endpoint, path: Path, durable: Durable | None, grants: Sequence[acl.Grant]) -> None:
     connection = Connection(path.as_uri())
     try:
         memory = books.server_memory(connection)
+        for wanted in grants:
+            acl.grant(connection, wanted, endpoint)
     finally:
         connection.close()
     where = endpoint.unix_socket or f"{endpoint.host}:{endpoint.port}"
     limit = f", at most {format_size(memory.limit_bytes)} of memory" if memory else ""
     print(
         f"serving on {where} (process {endpoint.pid}{limit})\n"
-        f"address and password are in {path}, for you only\n\n"
+        f"address and password are in {path}, for you only\n"
+        + "".join(f"those of {wanted.user} in {wanted.path}\n" for wanted in grants)
+        + (_NOT_ENCRYPTED if endpoint.host and not endpoint.tls and not server.is_loopback(endpoint.host) else "")
+        + "\n"
         f"  export SYNTHBROKER_URL={path.as_uri()}\n"
         f"  synthbroker generate my.module:brains --ring brains\n"
         f'  eval "$(synthbroker env)"; redis-cli PING\n\n'
@@ -243,6 +265,22 @@ def _confirmed(options: argparse.Namespace) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def _acl(options: argparse.Namespace) -> int:
+    path = options.endpoint.expanduser().absolute() if options.endpoint is not None else None
+    wanted = acl.Grant(options.role, tuple(options.rings), path)
+    connection = Connection(options.url)
+    try:
+        if path is None:
+            print(acl.show(connection, wanted))
+            print("nothing was done: --endpoint FILE makes the user", file=sys.stderr)
+        else:
+            print(acl.grant(connection, wanted, endpoint_file.of_file(options.url)))
+            print(f"address and password of {wanted.user} are in {path}, for you only", file=sys.stderr)
+    finally:
+        connection.close()
+    return 0
+
+
 def _env(options: argparse.Namespace) -> int:
     print(shell.environment(options.url))
     if sys.stdout.isatty():
@@ -341,6 +379,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "peek": _peek,
     "end": _end,
     "drop": _drop,
+    "acl": _acl,
     "env": _env,
     "bench": _bench,
     "slurm": _slurm,

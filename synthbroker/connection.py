@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Lock, local
 from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from synthbroker import endpoint
+from synthbroker import endpoint, tls
 from synthbroker.errors import (
     EndpointError,
     EndpointMissingError,
@@ -48,7 +49,7 @@ _REPLIES: tuple[tuple[str, type[ServerError], str], ...] = (
         "it cannot serve now",
     ),
     (r"NOAUTH|WRONGPASS|.*invalid password|.*without any password", ServerRefusedError, "wrong or missing password"),
-    (r"NOPERM|.*no permissions", ServerRefusedError, "this user may not do that"),
+    (r"NOPERM|.*no permissions|.*user executing the script can't", ServerRefusedError, "this user may not do that"),
     (r"MOVED|ASK ", ServerRefusedError, "it is one node of a cluster and another one holds this ring: give its URL"),
     (r".*unknown (command|subcommand)", ServerRefusedError, "it is older than Redis 6.2, or no Redis"),
     (r"WRONGTYPE", ServerRefusedError, "something else uses the ring's keys there"),
@@ -209,6 +210,7 @@ class Connection:
             if self._pool is None:
                 address = endpoint.locate(self._url)
                 self.where, self._identity = endpoint.redact(address.url), address.identity
+                _check_ca(address.url)
                 pool = _make_pool(address.url)
                 with self._strangers_are_passing():
                     _check_identity(pool, self.where, address.identity)
@@ -225,7 +227,7 @@ class Connection:
             yield
         except redis.RedisError as error:
             known = translate(error, self.where)
-            if self._identity is None or not isinstance(known, ServerRefusedError):
+            if self._identity is None or tls.distrust(error) or not isinstance(known, ServerRefusedError):
                 raise
             raise ServerGoneError(f"{known}; it is not the server that the endpoint file names") from error
 
@@ -253,9 +255,21 @@ def translate(error: redis.RedisError, where: str) -> ServerError:
             return kind(f"{where} answers: {said} ({meaning})")
     if isinstance(error, redis.InvalidResponse):
         return ServerRefusedError(f"{where} is not a Redis server: {text}")
+    distrust = tls.distrust(error)
+    if distrust:
+        return ServerRefusedError(
+            f"{where} does not prove who it is: {distrust} (reach it by a name that its certificate holds, and check "
+            "that with the certificate of the authority that signed it: ?ssl_ca_certs=FILE)"
+        )
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return ServerGoneError(f"{where} does not answer: {text}")
     return ServerRefusedError(f"{where} answers: {text}")
+
+
+def _check_ca(url: str) -> None:
+    parts = urlsplit(url)
+    for ca in parse_qs(parts.query).get("ssl_ca_certs", []) if parts.scheme == "rediss" else []:
+        tls.check_ca(ca)
 
 
 def run_id(line: Line) -> str:

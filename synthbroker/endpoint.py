@@ -4,12 +4,13 @@ One JSON object of at most 64 KiB, in a file of mode 0600:
 
 ```
 {"format": "synthbroker-endpoint", "version": 1,
- "host": "node7", "port": 6380, "unix_socket": null, "tls": false,      host and port, or a socket's path
+ "host": "node7", "port": 6380, "unix_socket": null,                    host and port, or a socket's path
+ "tls": true, "ca": "/site/ca.pem",                                     ca: null where there is no TLS
  "user": "default", "password": "…", "identity": "…",                   identity: see `Endpoint`
  "pid": 4711, "host_name": "node7", "job_id": "99", "started": "2025-01-31T12:00:00+00:00"}
 ```
 
-Keys that this version does not know are passed over.
+Keys that this version does not know are passed over; `ca` may be absent, as it was once.
 """
 
 import ipaddress
@@ -51,6 +52,7 @@ class Endpoint:
         host_name: Name of that host.
         job_id: SLURM job that it runs in, if any.
         started: When, in ISO 8601 and UTC.
+        ca: With `tls`: absolute path of the certificate that the server's own is checked with; None: the machine's.
     """
 
     host: str | None
@@ -64,6 +66,7 @@ class Endpoint:
     host_name: str
     job_id: str | None
     started: str
+    ca: str | None = None
 
     def url(self) -> str:
         """Write the Redis URL, with all that is not plain percent-encoded. It holds the password: see `redact`."""
@@ -71,7 +74,8 @@ class Endpoint:
         if self.unix_socket is not None:
             return f"unix://{login}{quote(self.unix_socket)}"
         host = f"[{self.host}]" if self.host and ":" in self.host else self.host
-        return f"{'rediss' if self.tls else 'redis'}://{login}{host}:{self.port}/0"
+        checked = f"?ssl_ca_certs={quote(self.ca)}" if self.tls and self.ca else ""
+        return f"{'rediss' if self.tls else 'redis'}://{login}{host}:{self.port}/0{checked}"
 
     def __repr__(self) -> str:
         return f"Endpoint({redact(self.url())!r}, identity={self.identity!r}, pid={self.pid})"
@@ -168,6 +172,21 @@ def locate(url: str | None) -> Address:
     return Address(text)
 
 
+def of_file(url: str | None) -> Endpoint:
+    """Read the endpoint file that the user, or else the environment, names.
+
+    Raises:
+        EndpointError: It is missing or wrong, or what is named is no endpoint file.
+    """
+    text = settings.default_url() if url is None else url
+    if not text.startswith("file:"):
+        raise EndpointError(
+            f"{redact(text)!r} is not an endpoint file: name the one that `synthbroker serve` wrote, "
+            "--url file:///path/broker.json"
+        )
+    return read(_path_of(text))
+
+
 def redact(url: str) -> str:
     """Take the password out of a URL, for messages and logs; what is no proper URL loses too much, never too little."""
     url = re.sub(r"(?i)([?&][^=&#]*password=)[^&#]*", r"\1***", url)
@@ -240,10 +259,12 @@ _FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "host_name": (_is_word, "text"),
     "job_id": (lambda value: value is None or _is_word(value), "null or text"),
     "started": (_is_word, "text"),
+    "ca": (lambda value: value is None or _is_path(value), "null or an absolute path"),
 }
 
 
 def _check(path: Path, content: dict[str, Any]) -> Endpoint:
+    content = {"ca": None, **content}
     for each in fields(Endpoint):
         name = each.name
         if name not in content:

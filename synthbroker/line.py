@@ -18,7 +18,7 @@ from typing import Any
 
 import redis
 
-from synthbroker.errors import ServerGoneError
+from synthbroker.errors import ServerGoneError, ServerRefusedError
 
 Buffer = bytes | bytearray | memoryview
 
@@ -118,8 +118,17 @@ class Line:
         try:
             return self.reply(), errors
         except redis.exceptions.NoScriptError:
-            self.send(("EVAL", text, 1, key, *arguments))
-            return self.reply(), errors
+            return self._script_by_text(text, key, *arguments), errors
+
+    def _script_by_text(self, text: str, key: str, *arguments: Any) -> Any:
+        self.send(("EVAL", text, 1, key, *arguments))
+        try:
+            return self.reply()
+        except redis.exceptions.NoPermissionError as error:
+            raise ServerRefusedError(
+                f"{self._where} does not know this version's scripts (any more), and this user may not load them: "
+                "`synthbroker acl`, by who made the user, loads them again"
+            ) from error
 
     def receive(self, pieces: Sequence[memoryview], *, more: bool = False) -> bool:
         """Read one string reply into memory, which may be in pieces.
@@ -237,6 +246,11 @@ def _behind(buffers: Sequence[Any], count: int) -> list[Any]:
             return [memoryview(buffer)[count:], *buffers[i + 1 :]]
         count -= size
     return []
+
+
+def script_names() -> list[str]:
+    """List the scripts that a server is asked to run."""
+    return sorted({path.stem for path in (Path(__file__).parent / "lua").glob("*.lua")} - {"lib", "runs"})
 
 
 @cache

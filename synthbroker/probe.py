@@ -1,16 +1,22 @@
 """Ask whether a server is there, in a few bytes of RESP2 on a socket of its own."""
 
 import socket
+import ssl
 
+from synthbroker import tls
 from synthbroker.endpoint import Endpoint
 
 
-def answers(endpoint: Endpoint, *, patience_s: float) -> bool:
+def answers(endpoint: Endpoint, *, patience_s: float, at: str | None = None) -> bool:
     """Say whether this very server is there: it takes the password and knows its identity.
 
     Args:
-        endpoint: Which server; an endpoint file of TLS servers is not asked, they are none of ours.
+        endpoint: Which server.
         patience_s: How long each step (connecting, an answer) may take.
+        at: Where it is to be reached, if not at its host; its certificate must hold the host's name all the same.
+
+    Raises:
+        ssl.SSLCertVerificationError: Something is there whose certificate clients would refuse.
     """
     commands = [("CONFIG", "GET", "syslog-ident")]
     expected = f"*2\r\n$12\r\nsyslog-ident\r\n${len(endpoint.identity)}\r\n{endpoint.identity}\r\n"  # ASCII, if ours
@@ -18,16 +24,19 @@ def answers(endpoint: Endpoint, *, patience_s: float) -> bool:
         commands.insert(0, ("AUTH", endpoint.user, endpoint.password))
         expected = "+OK\r\n" + expected
     try:
-        with _connect(endpoint, patience_s) as connection, connection.makefile("rb") as replies:
+        with _connect(endpoint, patience_s, at) as connection, connection.makefile("rb") as replies:
             connection.sendall(b"".join(_pack(command) for command in commands))
             return all(replies.readline(4096) == line for line in expected.encode().splitlines(keepends=True))
+    except ssl.SSLCertVerificationError:
+        raise
     except (OSError, UnicodeError):  # a host name that cannot be one is a UnicodeError
         return False
 
 
-def _connect(endpoint: Endpoint, patience_s: float) -> socket.socket:
+def _connect(endpoint: Endpoint, patience_s: float, at: str | None) -> socket.socket:
     if endpoint.unix_socket is None:
-        return socket.create_connection((endpoint.host, endpoint.port or 0), timeout=patience_s)
+        plain = socket.create_connection((at or endpoint.host, endpoint.port or 0), timeout=patience_s)
+        return _encrypt(plain, endpoint) if endpoint.tls else plain
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(patience_s)
     try:
@@ -36,6 +45,14 @@ def _connect(endpoint: Endpoint, patience_s: float) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _encrypt(plain: socket.socket, endpoint: Endpoint) -> socket.socket:
+    try:
+        return tls.client_context(endpoint.ca).wrap_socket(plain, server_hostname=endpoint.host)
+    except BaseException:
+        plain.close()
+        raise
 
 
 def _pack(command: tuple[str, ...]) -> bytes:

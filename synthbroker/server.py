@@ -11,15 +11,15 @@ and fragmentation come on top of what Redis counts, and what is above the limit 
 import ipaddress
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
-import subprocess
-import sys
+import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,20 +27,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from synthbroker import claim, durable, probe, settings, tether
+from synthbroker import claim, durable, probe, settings
 from synthbroker import endpoint as endpoint_file
+from synthbroker.child import Child
 from synthbroker.durable import Durable
 from synthbroker.endpoint import Endpoint
 from synthbroker.errors import ServerGoneError, ServerStartError
 from synthbroker.machine import find_server, free_port, memory_limit_bytes
+from synthbroker.tls import Tls
 from synthbroker.units import format_size
 
 MEMORY_SHARE = 0.7
 PORT_ATTEMPTS = 5
-LOG_TAIL_BYTES = 2000
 LOOK_EVERY_S = 5.0  # at the endpoint file
 SIGNAL_COMES_S = 2.0  # SLURM tells all processes of a job to end: the server may have heard it first
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # listening on all addresses: this one is then ours, too
+_NO_TLS = r"tls-port|Failed finding TLS support"  # before Redis 8, and since
 LONGEST_SOCKET_PATH = 103  # bytes; Linux takes 107, macOS 103
 
 _log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class ServerConfig:
         password: None makes one up; an empty one is taken on loopback only.
         maxmemory_bytes: What Redis may hold; None takes `MEMORY_SHARE` of `memory_limit_bytes()`.
         start_s: How long it may take until it answers.
+        tls: Encrypts what goes through the port, and only that.
         durable: Keeps its rings for the next server in the same folder; None keeps nothing.
     """
 
@@ -66,6 +69,7 @@ class ServerConfig:
     password: str | None = field(default=None, repr=False)
     maxmemory_bytes: int | None = None
     start_s: float = 30.0
+    tls: Tls | None = None
     durable: Durable | None = None
 
 
@@ -77,7 +81,7 @@ class Server:
         ended: Set when its process has ended, for whatever reason.
     """
 
-    def __init__(self, child: "_Child", endpoint: Endpoint, home: "_Home") -> None:
+    def __init__(self, child: "Child", endpoint: Endpoint, home: "_Home") -> None:
         self.endpoint = endpoint
         self.ended = child.ended
         self._child = child
@@ -141,6 +145,7 @@ def serve(
     *,
     stop: threading.Event,
     announce: Callable[[Endpoint], None],
+    more: Sequence[Path] = (),
 ) -> None:
     """Run a server until `stop` is set, with its endpoint file in place meanwhile.
 
@@ -151,6 +156,7 @@ def serve(
         path: Where the endpoint file goes.
         stop: Ends the server.
         announce: Called once, when the server answers and the file is there.
+        more: Endpoint files that `announce` writes, for other users of the same server.
 
     Raises:
         ServerStartError: As `start`, or the endpoint file belongs to another server that still answers.
@@ -175,7 +181,8 @@ def serve(
                     )
         finally:
             if config.durable is None:  # else whoever comes meanwhile shall wait for the next server there
-                claim.remove_own(path, server.endpoint.identity)
+                for one in (path, *more):
+                    claim.remove_own(one, server.endpoint.identity)
 
 
 class _PortTakenError(ServerStartError):
@@ -196,59 +203,8 @@ class _Home:
             self._lock.close()
 
 
-class _Child:
-    """A server's process, kept by a thread that lives as long as it does, as `tether` needs it."""
-
-    def __init__(self, program: Path, config_path: Path, log_path: Path) -> None:
-        self.ended = threading.Event()
-        self.program = program
-        self._command = [sys.executable, "-P", "-S", tether.__file__, str(os.getpid()), str(program), str(config_path)]
-        self._log_path = log_path
-        self._launched = threading.Event()
-        self._process: subprocess.Popen[bytes]
-        self._error: OSError | None = None
-        threading.Thread(target=self._keep, name="synthbroker-server", daemon=True).start()
-        self._launched.wait()
-        if self._error is not None:
-            raise ServerStartError(f"cannot run {self._command[0]}: {self._error}") from self._error
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def status(self) -> int | None:
-        return self._process.returncode
-
-    def stop(self, wait_s: float) -> None:
-        self._process.terminate()
-        if not self.ended.wait(wait_s):
-            self._process.kill()
-            self.ended.wait()
-
-    def log_tail(self) -> str:
-        with suppress(OSError), self._log_path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-            return log.read().decode(errors="replace").strip() or "(nothing)"
-        return "(its log is gone)"
-
-    def _keep(self) -> None:
-        try:
-            with self._log_path.open("ab") as log:
-                # A session of its own: Ctrl-C in the terminal is for the command line, which then stops the server.
-                self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-                )
-        except OSError as error:
-            self._error = error
-        finally:
-            self._launched.set()
-        if self._error is None:
-            self._process.wait()
-        self.ended.set()
-
-
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine can reach what listens on an address."""
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
@@ -256,7 +212,7 @@ def _is_loopback(host: str) -> bool:
 
 def _check(config: ServerConfig) -> int:
     """Refuse what cannot be or would be unsafe; return the memory that the server gets, in bytes."""
-    if config.password == "" and config.port is not None and not _is_loopback(config.host):
+    if config.password == "" and config.port is not None and not is_loopback(config.host):
         raise ServerStartError(
             f"a server on {config.host} without a password would be open to the network: leave the password out "
             "to have one made up, or listen on 127.0.0.1"
@@ -265,6 +221,10 @@ def _check(config: ServerConfig) -> int:
         raise ServerStartError("a server needs a port or a unix socket to listen on")
     if config.unix_socket and len(os.fsencode(config.unix_socket.absolute())) > LONGEST_SOCKET_PATH:
         raise ServerStartError(f"a socket's path has at most {LONGEST_SOCKET_PATH} bytes: {config.unix_socket}")
+    if config.tls is not None:
+        if config.port is None:
+            raise ServerStartError("TLS is for a port: a server on a unix socket alone needs no certificates")
+        config.tls.check()
     limit_bytes = memory_limit_bytes()
     if config.maxmemory_bytes is None:
         return int(limit_bytes * (durable.MEMORY_SHARE if config.durable else MEMORY_SHARE))
@@ -286,7 +246,7 @@ def _launch(program: Path, config: ServerConfig, maxmemory_bytes: int) -> Server
         endpoint = _plan(config)
         config_path = home.path / "redis.conf"
         _write_private(config_path, _config_text(endpoint, config, home.path, maxmemory_bytes))
-        child = _Child(program, config_path, home.path / "redis.log")
+        child = Child(program, config_path, home.path / "redis.log")
         endpoint = replace(endpoint, pid=child.pid)
         _await_ready(child, endpoint, config)
         if config.durable:
@@ -315,7 +275,7 @@ def _plan(config: ServerConfig) -> Endpoint:
         host=None if port is None else reachable,
         port=port,
         unix_socket=str(Path(config.unix_socket or "").absolute()) if port is None else None,
-        tls=False,
+        tls=config.tls is not None,
         user="default",
         password=password,
         identity=secrets.token_hex(8),
@@ -323,13 +283,14 @@ def _plan(config: ServerConfig) -> Endpoint:
         host_name=job.host,
         job_id=job.job_id,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
+        ca=str(config.tls.ca.absolute()) if config.tls else None,
     )
 
 
 def _config_text(endpoint: Endpoint, config: ServerConfig, directory: Path, maxmemory_bytes: int) -> str:
     lines: list[tuple[object, ...]] = [
         ("bind", config.host),
-        ("port", endpoint.port or 0),
+        *(config.tls.settings(endpoint.port or 0) if config.tls else [("port", endpoint.port or 0)]),
         ("protected-mode", "yes"),
         ("daemonize", "no"),
         ("dir", directory),
@@ -364,17 +325,30 @@ def _write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _await_ready(child: _Child, endpoint: Endpoint, config: ServerConfig) -> None:
+def _await_ready(child: Child, endpoint: Endpoint, config: ServerConfig) -> None:
     """Block until the server answers; its end wakes us at once."""
-    here = _WILDCARDS.get(config.host, config.host)
-    local = replace(endpoint, host=None if endpoint.port is None else here)
     end = time.monotonic() + config.start_s
     pause_s = 0.002
-    while not probe.answers(local, patience_s=1.0):
+    while not _answers(endpoint, config):
         if child.ended.wait(pause_s):
-            tail = child.log_tail()
-            kind = _PortTakenError if "Address already in use" in tail else ServerStartError
-            raise kind(f"{child.program} ended with status {child.status} while starting; its last words:\n{tail}")
+            raise _ended_early(child)
         if time.monotonic() > end:
             raise ServerStartError(f"the server did not answer within {config.start_s} s; its log:\n{child.log_tail()}")
         pause_s = min(2 * pause_s, 0.1)
+
+
+def _ended_early(child: Child) -> ServerStartError:
+    tail = child.log_tail()
+    kind = _PortTakenError if "Address already in use" in tail else ServerStartError
+    why = ": it was built without TLS (SYNTHBROKER_REDIS_SERVER names another one)" if re.search(_NO_TLS, tail) else ""
+    return kind(f"{child.program} ended with status {child.status} while starting{why}; its last words:\n{tail}")
+
+
+def _answers(endpoint: Endpoint, config: ServerConfig) -> bool:
+    try:
+        return probe.answers(endpoint, patience_s=1.0, at=_WILDCARDS.get(config.host, config.host))
+    except ssl.SSLCertVerificationError as error:
+        files = f"{config.tls.cert} and {config.tls.ca}" if config.tls else ""
+        raise ServerStartError(
+            f"clients that look for {endpoint.host} would refuse the certificate {files}: {error.verify_message}"
+        ) from error

@@ -41,6 +41,7 @@ ENDPOINTS = st.builds(
     identity=TEXT,
     pid=st.integers(1, 2**22),
     job_id=st.one_of(st.none(), TEXT),
+    ca=st.one_of(st.none(), TEXT.map(lambda name: f"/{name}")),
 )
 one_folder = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -69,6 +70,7 @@ def test_the_url_of_any_endpoint_leads_a_redis_client_there(tmp_path, written):
     assert arguments.get("password", "") == written.password
     if written.password:
         assert arguments["username"] == written.user
+    assert arguments.get("ssl_ca_certs") == (written.ca if written.tls else None)
     assert endpoint.resolve(url) == url
 
 
@@ -89,7 +91,7 @@ def test_the_bytes_of_the_file_are_pinned(tmp_path):
         '{\n "format": "synthbroker-endpoint",\n "version": 1,\n "host": "node7",\n "port": 6380,\n'
         ' "unix_socket": null,\n "tls": false,\n "user": "default",\n "password": "p/w@:#% \\u00e9",\n'
         ' "identity": "cafe",\n "pid": 4711,\n "host_name": "node7",\n "job_id": "99",\n'
-        ' "started": "2025-01-31T12:00:00+00:00"\n}\n'
+        ' "started": "2025-01-31T12:00:00+00:00",\n "ca": null\n}\n'
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from servers import any_binary, binaries, eventually
-from synthbroker import endpoint, probe, server
+from synthbroker import endpoint, probe, server, tether
 from synthbroker.errors import EndpointError, ServerGoneError, ServerStartError, SynthbrokerError
 from synthbroker.server import ServerConfig
 
@@ -217,7 +217,7 @@ def test_a_server_dies_with_the_process_that_started_it_even_by_kill_9(monkeypat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_a_tethered_program_does_not_start_when_the_parent_is_gone_already():
-    command = [sys.executable, server.tether.__file__, "1", "/bin/echo", "started"]
+    command = [sys.executable, tether.__file__, "1", "/bin/echo", "started"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "is gone" in done.stderr
