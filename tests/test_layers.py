@@ -207,7 +207,7 @@ def test_only_settings_reads_the_environment() -> None:
 def test_only_jobs_runs_the_commands_of_slurm() -> None:
     assert '_run("sbatch"' in _source("jobs")
     starters = {module for module in _modules() if "subprocess" in _imports(module)}
-    assert starters <= {"jobs", "server", "bench.processes", "bench.place"}
+    assert starters <= {"jobs", "child", "bench.processes", "bench.place"}
 
 
 @pytest.mark.parametrize("first_use", ["import synthbroker", "import synthbroker; synthbroker.Producer(ring='r')"])
