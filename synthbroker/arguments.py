@@ -1,17 +1,10 @@
 """The words of the command line: subcommands, options, and the help that a person starts from."""
 
 import argparse
-import json
-import re
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from synthbroker import acl, checks, durable, generate, keys, limits, options, schema, slurm, units
-from synthbroker.bench import measures
-
-T = TypeVar("T")
+from synthbroker import acl, durable, generate, limits, options, slurm, to, units
 
 DESCRIPTION = (
     "A ring of training samples in Redis, between the programs that make them and the training that uses them."
@@ -41,101 +34,6 @@ def parser(version: str) -> argparse.ArgumentParser:
 _STYLE: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
 
 
-def _checked(check: Callable[[str], T]) -> Callable[[str], T]:
-    """Let argparse show the reason why a value cannot be, not only that it cannot."""
-
-    @wraps(check)
-    def convert(text: str) -> T:
-        try:
-            return check(text)
-        except (TypeError, ValueError) as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return convert
-
-
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    def check(text: str) -> int:
-        limits = f"a whole number from {least}" + (f" to {most}" if most is not None else "")
-        if not text.isascii() or not text.isdigit() or int(text) < least or (most is not None and int(text) > most):
-            raise ValueError(f"must be {limits}, got {text!r}")
-        return int(text)
-
-    return _checked(check)
-
-
-@_checked
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not seconds >= 0:
-        raise ValueError(f"must be a number of seconds from 0, got {text!r}")
-    return seconds
-
-
-@_checked
-def _ring_name(text: str) -> str:
-    return keys.check_name("ring", text)
-
-
-@_checked
-def _group_name(text: str) -> str:
-    return keys.check_name("group", text)
-
-
-@_checked
-def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise TypeError(f"must be a JSON object, for example '{{\"classes\": 4}}', got {text!r}")
-    return value
-
-
-@_checked
-def _schema(text: str) -> str:
-    return str(schema.parse(text))
-
-
-@_checked
-def _checks(text: str) -> str:
-    return checks.text_of(checks.parse(text))
-
-
-@_checked
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(schema.check_name(name) for name in text.split(","))
-
-
-@_checked
-def _measures(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(word) if word.isascii() and word.isdigit() else 0 for word in text.split(","))
-    if not set(numbers) <= set(measures.NUMBERS):
-        raise ValueError(f"must be numbers from 1 to {measures.NUMBERS[-1]} with commas, like 1,4,11, got {text!r}")
-    return numbers
-
-
-@_checked
-def _grant(text: str) -> acl.Grant:
-    who, separator, path = text.partition("=")
-    role, colon, rings = who.partition(":")
-    if not separator or not colon or not path:
-        raise ValueError(f"must read ROLE:RING=FILE or ROLE:RING,RING=FILE, got {text!r}")
-    return acl.Grant(role, tuple(rings.split(",")), Path(path).expanduser().absolute())
-
-
-@_checked
-def _url(text: str) -> str:
-    if "@" in text and re.match(r"[^/]+://[^@]*:[^@]+@", text):  # the text is not shown: it holds a password
-        raise ValueError(
-            "a password on the command line can be read by everybody on this machine (`ps`): "
-            "set SYNTHBROKER_URL instead, or name an endpoint file, file:///path/broker.json"
-        )
-    return text
-
-
-_size = _checked(units.parse_size)
 _Commands = Any  # argparse's own name for it is private
 
 
@@ -144,7 +42,7 @@ def _command(commands: _Commands, name: str, text: str, examples: str) -> argpar
         name, help=text, description=text, epilog=f"examples:\n{examples}", **_STYLE
     )
     command.add_argument(
-        "--url", type=_url, help="redis://, rediss://, unix://, or file:///path/of/an/endpoint/file.json"
+        "--url", type=to.url, help="redis://, rediss://, unix://, or file:///path/of/an/endpoint/file.json"
     )
     command.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
     return command
@@ -164,9 +62,14 @@ def _add_serve(commands: _Commands) -> None:
     add = command.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s; 0.0.0.0 for all)")
     add("--interface", metavar="NAME", help="listen on the address of this network interface, like ib0, instead")
-    add("--port", type=_whole(0, 65535), help="TCP port (default: a free one)")
+    add("--port", type=to.whole(0, 65535), help="TCP port (default: a free one)")
     add("--unix-socket", type=Path, metavar="PATH", help="listen on this socket; without --port: on nothing else")
-    add("--maxmemory", type=_size, metavar="SIZE", help="most memory for all rings (default: 70%% of what there is)")
+    add(
+        "--maxmemory",
+        type=to.size,
+        metavar="SIZE",
+        help="most memory for all rings (default: 70%% of what there is)",
+    )
     add("--endpoint", type=Path, metavar="FILE", help="where to write address and password, readable by you only")
     add("--durable", nargs="?", choices=durable.FSYNC, const="everysec",
         help="keep the rings in --dir: flush to disk each second (default), or always, which costs more")  # fmt: skip
@@ -176,7 +79,7 @@ def _add_serve(commands: _Commands) -> None:
     add("--tls-cert", type=Path, metavar="FILE", help="the server's certificate, for the name that clients look for")
     add("--tls-key", type=Path, metavar="FILE", help="its key, without a passphrase")
     add("--tls-ca", type=Path, metavar="FILE", help="the certificate of the authority that signed it, for clients, too")
-    add("--grant", dest="grants", type=_grant, action="append", default=[], metavar="ROLE:RING=FILE",
+    add("--grant", dest="grants", type=to.grant, action="append", default=[], metavar="ROLE:RING=FILE",
         help=f"make a user with few rights ({', '.join(acl.ROLES)}) and its endpoint file; repeatable")  # fmt: skip
 
 
@@ -199,13 +102,18 @@ def _add_generate(commands: _Commands) -> None:
     )
     add = command.add_argument
     add("target", metavar="MODULE:FUNCTION", help="found in the current directory or on Python's path")
-    add("--ring", type=_ring_name, required=True, help="name of the ring; made if it is not there")
-    add("--workers", type=_whole(1), default=1, metavar="N", help="processes (default: %(default)s)")
-    add("--seed", type=_whole(0), metavar="N", help="derive the workers' seeds from this (default: a random number)")
+    add("--ring", type=to.ring_name, required=True, help="name of the ring; made if it is not there")
+    add("--workers", type=to.whole(1), default=1, metavar="N", help="processes (default: %(default)s)")
+    add(
+        "--seed",
+        type=to.whole(0),
+        metavar="N",
+        help="derive the workers' seeds from this (default: a random number)",
+    )
     add("--device", help="for the generator: cpu, cuda:0, …; cuda deals out the GPUs in CUDA_VISIBLE_DEVICES")
-    add("--fields", type=_names, metavar="A,B", help="names for samples that are tuples")
+    add("--fields", type=to.names, metavar="A,B", help="names for samples that are tuples")
     add("--keep-open", action="store_true", help="do not end the ring when all workers are done")
-    add("--grace-s", type=_seconds, default=generate.DEFAULT_GRACE_S, metavar="S",
+    add("--grace-s", type=to.seconds, default=generate.DEFAULT_GRACE_S, metavar="S",
         help="seconds to finish in after a signal (default: %(default)g)")  # fmt: skip
     add("--name", help="names the producers NAME-w0, NAME-w1, …: newer ones of the same name shut older ones out")
     _add_limits(command)
@@ -215,12 +123,12 @@ def _add_generate(commands: _Commands) -> None:
 def _add_limits(command: argparse.ArgumentParser) -> None:
     add = command.add_argument_group("when it stops by itself").add_argument
     add("--stop-signal", choices=generate.STOP_SIGNALS, default="USR1", help="stops as SIGTERM does (default: USR1)")
-    add("--ends-in-s", type=_seconds, metavar="S",
+    add("--ends-in-s", type=to.seconds, metavar="S",
         help="this job ends in S seconds (default: SLURM_JOB_END_TIME; inf: never): no sample is begun that would "
         "probably not be done by then")  # fmt: skip
-    add("--margin-s", type=_seconds, default=limits.DEFAULT_MARGIN_S, metavar="S",
+    add("--margin-s", type=to.seconds, default=limits.DEFAULT_MARGIN_S, metavar="S",
         help="seconds before that when everything shall be over (default: %(default)g)")  # fmt: skip
-    add("--idle-s", type=_seconds, metavar="S",
+    add("--idle-s", type=to.seconds, metavar="S",
         help="end, and give the node back, when no worker had room in the ring for S seconds")  # fmt: skip
 
 
@@ -228,31 +136,40 @@ def _add_ring_options(command: argparse.ArgumentParser) -> None:
     new = command.add_argument_group(
         "the ring", "For a ring that is there already these must be as it was made."
     ).add_argument
-    new("--capacity", type=_size, metavar="SIZE", help="server memory (default: half of the server's, else 2GB)")
-    new("--max-samples", type=_whole(0), metavar="N", help="most samples in the ring; 0: no such limit")
+    new(
+        "--capacity",
+        type=to.size,
+        metavar="SIZE",
+        help="server memory (default: half of the server's, else 2GB)",
+    )
+    new("--max-samples", type=to.whole(0), metavar="N", help="most samples in the ring; 0: no such limit")
     new("--when-full", choices=options.POLICIES, help="block waits for the readers (default); drop-oldest does not")
-    new("--group", dest="groups", type=_group_name, action="append", default=[], metavar="G",
+    new("--group", dest="groups", type=to.group_name, action="append", default=[], metavar="G",
         help="a group that gets everything from now on; may be repeated")  # fmt: skip
-    new("--producers", type=_whole(0), metavar="N", help="the ring ends when N producers (workers) are done")
+    new("--producers", type=to.whole(0), metavar="N", help="the ring ends when N producers (workers) are done")
     new(
         "--schema",
-        type=_schema,
+        type=to.schema,
         metavar="TEXT",
         help="like 'image:f32[1,*,*,*] label:u8[...]' (default: of the first sample)",
     )
-    new("--info", type=_json_object, metavar="JSON", help="what readers should know, like '{\"classes\": 4}'")
-    new("--checks", type=_checks, metavar="TEXT", help="keep samples out whose values are not so, like "
+    new("--info", type=to.json_object, metavar="JSON", help="what readers should know, like '{\"classes\": 4}'")
+    new("--checks", type=to.checks, metavar="TEXT", help="keep samples out whose values are not so, like "
         "'image:finite,range(0,1),varied label:range(0,3)'; * for all fields")  # fmt: skip
     new("--finite", action="store_true", default=None, help="short for --checks '*:finite'")
     new("--reopen", action="store_true", help="begin a new run on a ring that has ended")
     sending = command.add_argument_group("sending").add_argument
     sending("--codec", default="auto", help="auto, lz4, zstd or raw (default: %(default)s)")
-    sending("--in-flight", type=_size, default=units.parse_size("160MB"), metavar="SIZE",
+    sending("--in-flight", type=to.size, default=units.parse_size("160MB"), metavar="SIZE",
             help="most memory for samples on their way, per worker (default: 160MB)")  # fmt: skip
     sending(
-        "--wait-s", type=_seconds, default=600.0, metavar="S", help="seconds to wait for room (default: %(default)g)"
+        "--wait-s",
+        type=to.seconds,
+        default=600.0,
+        metavar="S",
+        help="seconds to wait for room (default: %(default)g)",
     )
-    sending("--reconnect-s", type=_seconds, default=300.0, metavar="S",
+    sending("--reconnect-s", type=to.seconds, default=300.0, metavar="S",
             help="seconds to wait for a server that went away (default: %(default)g)")  # fmt: skip
 
 
@@ -265,12 +182,12 @@ def _add_status(commands: _Commands) -> None:
         "  synthbroker status brains --watch\n"
         "  synthbroker status brains --json | jq .groups.train.lost",
     )
-    command.add_argument("ring", type=_ring_name)
+    command.add_argument("ring", type=to.ring_name)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything, for programs")
     form.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
     command.add_argument(
-        "--every-s", type=_seconds, default=2.0, metavar="S", help="with --watch (default: %(default)g)"
+        "--every-s", type=to.seconds, default=2.0, metavar="S", help="with --watch (default: %(default)g)"
     )
 
 
@@ -281,7 +198,7 @@ def _add_audit(commands: _Commands) -> None:
         "count a ring through and prove that nothing is lost: exit code 0 if its books balance, 1 with each difference",
         "  synthbroker audit brains\n  synthbroker audit brains --json | jq .balanced",
     )
-    command.add_argument("ring", type=_ring_name)
+    command.add_argument("ring", type=to.ring_name)
     command.add_argument("--json", action="store_true", help="everything, for programs")
 
 
@@ -294,7 +211,7 @@ def _add_quarantine(commands: _Commands) -> None:
         "  synthbroker quarantine brains --json | jq '.[].recipe.seed'\n"
         "  synthbroker quarantine brains --clear",
     )
-    command.add_argument("ring", type=_ring_name)
+    command.add_argument("ring", type=to.ring_name)
     command.add_argument("--json", action="store_true", help="everything, for programs")
     command.add_argument("--clear", action="store_true", help="forget those that are shown; their count stays")
 
@@ -306,8 +223,8 @@ def _add_peek(commands: _Commands) -> None:
         "look at the newest samples of a ring; nothing is taken",
         "  synthbroker peek brains\n  synthbroker peek brains -n 8 --png look.png",
     )
-    command.add_argument("ring", type=_ring_name)
-    command.add_argument("-n", type=_whole(1), default=4, help="how many (default: %(default)s)")
+    command.add_argument("ring", type=to.ring_name)
+    command.add_argument("-n", type=to.whole(1), default=4, help="how many (default: %(default)s)")
     command.add_argument("--png", type=Path, metavar="FILE", help="draw them; needs the extra synthbroker[plot]")
 
 
@@ -318,7 +235,7 @@ def _add_end(commands: _Commands) -> None:
         "end a ring: it takes no more samples, and readers stop when they have had everything",
         "  synthbroker end brains",
     )
-    command.add_argument("ring", type=_ring_name)
+    command.add_argument("ring", type=to.ring_name)
 
 
 def _add_drop(commands: _Commands) -> None:
@@ -328,8 +245,8 @@ def _add_drop(commands: _Commands) -> None:
         "remove a ring with all its samples, or a group that nobody reads any more",
         "  synthbroker drop brains --group val\n  synthbroker drop brains --yes",
     )
-    command.add_argument("ring", type=_ring_name)
-    command.add_argument("--group", type=_group_name, help="only this group of it")
+    command.add_argument("ring", type=to.ring_name)
+    command.add_argument("--group", type=to.group_name, help="only this group of it")
     command.add_argument("--yes", action="store_true", help="do not ask before a whole ring is dropped")
 
 
@@ -346,7 +263,7 @@ def _add_acl(commands: _Commands) -> None:
     )
     add = command.add_argument
     add("role", choices=tuple(acl.ROLES))
-    add("--ring", dest="rings", type=_ring_name, action="append", required=True, metavar="RING",
+    add("--ring", dest="rings", type=to.ring_name, action="append", required=True, metavar="RING",
         help="a ring it may work on; may be repeated")  # fmt: skip
     add("--endpoint", type=Path, metavar="FILE", help="make the user, and write its endpoint file here")
 
@@ -372,12 +289,17 @@ def _add_bench(commands: _Commands) -> None:
     )
     add = command.add_argument
     add("--quick", action="store_true", help="everything once and small: to see that it works, not how fast")
-    add("--only", type=_measures, default=(), metavar="N,N", help="only the measures with these numbers")
-    add("--repeats", type=_whole(1), metavar="N", help="times that each is measured (default: 5; with --quick: 1)")
-    add("--seconds", type=_seconds, metavar="S", help="length of one run (default: 3; with --quick: 0.1)")
+    add("--only", type=to.measures, default=(), metavar="N,N", help="only the measures with these numbers")
+    add(
+        "--repeats",
+        type=to.whole(1),
+        metavar="N",
+        help="times that each is measured (default: 5; with --quick: 1)",
+    )
+    add("--seconds", type=to.seconds, metavar="S", help="length of one run (default: 3; with --quick: 0.1)")
     add("--json", type=Path, metavar="FILE", help="where to write every single figure")
     add("--plot", type=Path, metavar="FOLDER", help="where to draw throughput by size and time by num_workers as well")
-    add("--fake-step", type=_seconds, metavar="S",
+    add("--fake-step", type=to.seconds, metavar="S",
         help="instead: a training loop that sleeps S seconds per step; says how long it waits for data")  # fmt: skip
     add("--generator", metavar="MODULE:FUNCTION", help="with --fake-step: your own, as for `generate`")
 
@@ -407,7 +329,7 @@ def _add_slurm(commands: _Commands) -> None:
         if name == "status":
             action.add_argument("--json", action="store_true", help="everything, for programs")
         if name == "down":
-            action.add_argument("--wait-s", type=_seconds, default=slurm.DOWN_S, metavar="S",
+            action.add_argument("--wait-s", type=to.seconds, default=slurm.DOWN_S, metavar="S",
                 help="seconds that the jobs may take to end (default: %(default)g)")  # fmt: skip
 
 

@@ -96,6 +96,7 @@ ORDER = [
     "__init__",
     "bench",
     "report",
+    "to",
     "arguments",
     "cli",
     "__main__",
