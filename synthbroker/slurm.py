@@ -17,7 +17,7 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,12 @@ ROLES = ("broker", "generators", "train")
 DOWN_S = 120.0
 _FORMAT = "synthbroker-run"
 _VERSION = 1
-_LOGS = {"broker": "broker-%j.out", "generators": "generators-%A_%a.out", "train": "train-%j.out"}
+_LOGS = {
+    "broker": "broker-%j.out",
+    "generators": "generators-%A_%a.out",
+    "train": "train-%j.out",
+    "down": "down-%j.out",
+}
 _LARGEST_FILE_BYTES = 64 * 1024
 _TAIL_BYTES = 4000
 _TAIL_LINES = 8
@@ -51,8 +56,8 @@ class Run:
     """
 
     folder: Path
-    jobs: Mapping[str, str]
-    logs: Mapping[str, str]
+    jobs: dict[str, str]
+    logs: dict[str, str]
 
     def log(self, job: Job) -> Path:
         """Say where a job, or a task of an array, writes."""
@@ -131,27 +136,18 @@ def up(
     there, flags = _folder(folder), {"broker": broker, "generators": generators, "train": train}
     roles = _chosen(there, without, down_after=down_after)
     _refuse_a_second(there)
-    submitted: dict[str, str] = {}
-    logs: dict[str, str] = {}
+    run = Run(there, {}, {})
     try:
         for role in roles:
-            words = [*_words(sbatch), *_words(flags[role])]
-            logs[role] = _prepare_log(there, words, f"logs/{_LOGS[role]}")
-            options = [f"--output={logs[role]}", *_after("after", submitted.get("broker")), *words]
-            submitted[role] = jobs.submit(there / f"{role}.sbatch", there, options)
-            _write(Run(there, submitted, logs))
+            _submit(run, role, [*_words(sbatch), *_words(flags[role])])
         if down_after:
-            logs["down"] = "logs/down-%j.out"
-            options = ["--job-name=sb-down", f"--output={logs['down']}", *_after("afterany", submitted["train"])]
-            others = [number for role, number in submitted.items() if role != "train"]
-            submitted["down"] = jobs.submit_cancelling(others, there, [*options, *_words(sbatch)])
-            _write(Run(there, submitted, logs))
+            _submit_down(run, _words(sbatch))
     except BaseException:
-        if submitted:
-            jobs.cancel(submitted.values())
+        if run.jobs:
+            jobs.cancel(run.jobs.values())
             _state_path(there).unlink(missing_ok=True)
         raise
-    return Run(there, submitted, logs)
+    return run
 
 
 def status(folder: str | Path = ".") -> RunStatus:
@@ -273,6 +269,21 @@ def _refuse_a_second(folder: Path) -> None:
             f"{folder} has a run already, jobs {', '.join(living)}: `synthbroker slurm down {folder}` ends it; "
             "another run needs a folder of its own"
         )
+
+
+def _submit(run: Run, role: str, words: Sequence[str]) -> None:
+    run.logs[role] = _prepare_log(run.folder, words, f"logs/{_LOGS[role]}")
+    options = [f"--output={run.logs[role]}", *_after("after", run.jobs.get("broker")), *words]
+    run.jobs[role] = jobs.submit(run.folder / f"{role}.sbatch", run.folder, options)
+    _write(run)
+
+
+def _submit_down(run: Run, words: Sequence[str]) -> None:
+    others = [number for role, number in run.jobs.items() if role != "train"]
+    run.logs["down"] = f"logs/{_LOGS['down']}"
+    options = ["--job-name=sb-down", f"--output={run.logs['down']}", *_after("afterany", run.jobs["train"]), *words]
+    run.jobs["down"] = jobs.submit_cancelling(others, run.folder, options)
+    _write(run)
 
 
 def _prepare_log(folder: Path, words: Sequence[str], usual: str) -> str:

@@ -25,7 +25,7 @@ class Launched:
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
-        self.cli("init")
+        sb.slurm.init(folder)
         for path in MADE_BY_USERS.iterdir():
             if path.is_file():
                 shutil.copy(path, folder)

@@ -12,6 +12,8 @@ from servers import eventually
 
 
 def test_from_up_to_a_model_trained_on_two_nodes_and_down_again(run):
+    (run.folder / "env.sh").unlink()
+    assert run.cli("init").splitlines()[0] == f"{run.folder}/env.sh"
     said = run.cli("up", "--train=--nodes=2", '--generators="--array=0-3%2"')
     for role in ("broker", "generators", "train"):
         assert re.search(rf"{role} +job {run.job(role)} .*/logs/{role}-", said)
