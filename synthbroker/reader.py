@@ -200,7 +200,7 @@ class Reader:
         assembly = Assembly(self._planned(), size)
         found, cut = Found(()), False
         self.source.begin()
-        while assembly.missing and not (found.ended or found.stuck or found.whole):
+        while assembly.missing and not (found.ended or found.drained or found.stuck or found.whole):
             if not self._in_hand:
                 self.flush()
                 found = self.source.take(assembly.missing, self._most(), assembly.holding)

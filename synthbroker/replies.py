@@ -149,7 +149,8 @@ class Taken:
     """What `take` says.
 
     Attributes:
-        word: OK, EMPTY (wait and ask again) or END (nothing comes any more).
+        word: OK, EMPTY (wait and ask again), DRAINED (likewise: others may leave something) or END (nothing
+            comes any more).
         now_s: The server's time.
         wait_id: Where to wait for new samples from.
         held: Producers wait for room that this group's own pending samples take up.

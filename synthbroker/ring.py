@@ -317,7 +317,7 @@ class Ring:
         with self.connection.line() as line:
             reply = self._checked(line.script(name, self._key("meta"), self.epoch, *told))
             word = reply[0].decode()
-            if word not in ("OK", "EMPTY", "END", "UNSETTLED"):
+            if word not in ("OK", "EMPTY", "DRAINED", "END", "UNSETTLED"):
                 return word, None
             numbers, uses = reply[4::2], reply[5::2]
             found = self._read_entries(line, numbers)

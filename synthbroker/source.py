@@ -113,6 +113,8 @@ class GroupSource:
                 return Found(taken.samples, taken.now_s, taken.gone)
             if taken.word == "END":
                 return Found((), ended=True)
+            if taken.word == "DRAINED" and holding:
+                return Found((), drained=True)
             if held_since and holding and time.monotonic() - held_since >= STUCK_AFTER_S and self._is_stuck(holding):
                 return Found((), stuck=True)
             if held_since and not holding and time.monotonic() - held_since >= STUCK_AFTER_S:

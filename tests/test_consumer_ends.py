@@ -1,10 +1,12 @@
 """Before the first sample and after the last one; rings that are too small; arguments that cannot be."""
 
+import itertools
 import math
 
 import pytest
 
 import synthbroker as sb
+from servers import eventually
 from tools import (
     IN_PARTS,
     SOON_S,
@@ -12,8 +14,11 @@ from tools import (
     check_ledger,
     drain,
     fill,
+    holders,
+    members,
     meta,
     number,
+    pending,
     raw_ring,
     values,
     waits,
@@ -105,6 +110,27 @@ def test_a_full_ring_and_a_reader_that_acknowledges_come_to_an_end(server, ring_
     done = background(lambda: fill(server, ring_name, range(40), size=IN_PARTS, capacity="100kB", groups=("g",)))
     assert drain(reader(batch_size=3, prefetch=4)) == list(range(40))
     assert done.result(SOON_S).samples == 40
+    check_ledger(server, ring_name, "g")
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_trainings_that_share_a_group_do_not_wait_for_each_others_incomplete_batches(
+    server, ring_name, reader, drop_last
+):
+    """Each waits for what the other one holds, and may leave when it dies; neither batch will ever be whole."""
+    with sb.Producer(server.url, ring=ring_name, capacity="1MB", producers=1, groups=("g",)) as out:
+        out.put(number(0))
+        readers = [reader(batch_size=1000, drop_last=drop_last, wait_s=SOON_S, name=name) for name in ("one", "other")]
+        seen = [background(lambda one=one: drain(one)) for one in readers]
+        eventually(lambda: len(members(server, ring_name, "g")) == 2, "both wait", deadline_s=SOON_S)
+        for i in itertools.count(1):
+            out.put(number(i))
+            eventually(lambda i=i: len(pending(server, ring_name, "g")) == i + 1, "it is taken", deadline_s=SOON_S)
+            if len(set(holders(server, ring_name, "g"))) == 2:
+                break
+    shares = [one.result(SOON_S / 2) for one in seen]
+    assert sorted(itertools.chain(*shares)) == ([] if drop_last else list(range(i + 1)))
+    assert pending(server, ring_name, "g") == []
     check_ledger(server, ring_name, "g")
 
 

@@ -81,6 +81,12 @@ def pending(server: RunningServer, ring: str, group: str) -> list[int]:
     return [int(entry["message_id"].split(b"-")[0]) for entry in found]
 
 
+def holders(server: RunningServer, ring: str, group: str) -> list[str]:
+    """Name the holder of each sample that a group was given and has not acknowledged."""
+    found = server.client().xpending_range(key(ring, "samples"), group, "-", "+", 10_000)
+    return [entry["consumer"].decode() for entry in found]
+
+
 def members(server: RunningServer, ring: str, group: str) -> list[str]:
     """List the living consumers of a group."""
     found = server.client().zrange(key(ring, "consumers"), 0, -1)
