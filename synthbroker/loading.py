@@ -123,6 +123,8 @@ class Deputies:
             former, meta = ring.epoch, ring.read_meta()
             if former and former != meta.epoch:
                 self._settle(group, former, meta.bound(former))
+            if meta.ended:
+                self._progress.keep()  # others wait at the end for what may come again
             for who in _known(ring, group, self._words):
                 ring.beat("consumer", f"{group} {who}", None)
 

@@ -16,7 +16,7 @@ from synthbroker import cast as casts
 from synthbroker import checks as values
 from synthbroker import ring as rings
 from synthbroker.connection import Connection
-from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
+from synthbroker.errors import RingMismatchError, RingMissingError, RingTooLargeError, SynthbrokerError
 from synthbroker.heart import Heart
 from synthbroker.packing import Packer
 from synthbroker.quality import Quality
@@ -267,7 +267,7 @@ class Producer:
         self._state = "alive"
         self._sender = sender
         try:
-            sender.start()
+            self._begin(sender)
         except BaseException:
             self._sender = None
             raise
@@ -276,6 +276,14 @@ class Producer:
         self._heart.start()
         atexit.register(self._at_exit)
         return sender
+
+    def _begin(self, sender: Sender) -> None:
+        while True:
+            try:
+                self._keep_trying(sender.start)
+                return
+            except RingMissingError:  # emptied between the two
+                self._keep_trying(self._open)
 
     def _open(self) -> Meta:
         """Make the ring or check it; also called when the server lost it."""

@@ -59,9 +59,12 @@ class Reader:
         options: How the ring is read.
         finish: What arrays become.
         seat: Which of several readers this is.
+        drained: What to do where there is nothing left but what other readers hold.
     """
 
-    def __init__(self, options: ReadOptions, finish: Finish, seat: Seat) -> None:
+    def __init__(
+        self, options: ReadOptions, finish: Finish, seat: Seat, drained: Callable[[], None] = lambda: None
+    ) -> None:
         self.options, self.pid, self.counts = options, os.getpid(), Counts()
         self.leaves = seat.acknowledges
         self.sizes = options.sizes(seat.worker, seat.workers, seat.place.ranks if seat.place else 1)
@@ -72,7 +75,7 @@ class Reader:
             LiveSource(self._ring, options, seat, self._stop)
             if options.group is None
             else (RoundSource if seat.place else GroupSource)(
-                self._ring, options, seat, self.counts, self._stop, self._is_idle, self._rest
+                self._ring, options, seat, self.counts, self._stop, self._is_idle, self._rest, drained
             )
         )
         self._ready: deque[Ready] = deque()

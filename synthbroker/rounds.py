@@ -21,7 +21,7 @@ from synthbroker.options import ReadOptions
 from synthbroker.ranks import Place
 from synthbroker.replies import Given, Taken
 from synthbroker.seats import Found, Seat
-from synthbroker.source import STUCK_AFTER_S, GroupSource
+from synthbroker.source import STUCK_AFTER_S, GroupSource, is_sending
 from synthbroker.waiting import Waiting
 
 log = logging.getLogger("synthbroker")
@@ -171,7 +171,7 @@ class RoundSource(GroupSource):
         """Say whether a full ring holds less than a round: it can make no room before that is dealt short."""
         if held_since is None or time.monotonic() - held_since < STUCK_AFTER_S or not self._idle():
             return False
-        return not self._keep_trying(self._ring.read_meta).leased_bytes  # with a lease somebody is sending
+        return not is_sending(self._keep_trying(self._ring.read_meta), held_since)
 
     def _rest(self, waiting: Waiting, taken: Taken) -> None:
         self._check(waiting, held=taken.held)

@@ -22,7 +22,7 @@ def run(server: RealServer, ring: str, folder: Path, world_size: int, **how: Any
     """Train with so many ranks; gives numbers and uses of each step of each rank."""
     how = {"loader": {}, "wait_s": SOON_S, "batch_size": 3} | how
     told = how | {"world_size": world_size, "folder": str(folder), "url": server.url, "ring": ring}
-    with processes(train, *[(rank,) for rank in range(world_size)], **told) as (_, queue):
+    with processes(train, *[(rank,) for rank in range(world_size)], method="forkserver", **told) as (_, queue):
         found = dict(queue.get(timeout=60) for _ in range(world_size))
     return [found[rank] for rank in range(world_size)]
 

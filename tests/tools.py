@@ -203,9 +203,18 @@ def read_all(url: str, ring: str, told: Any, **options: Any) -> None:
     told.put(drain(sb.Consumer(url, ring=ring, **options)))
 
 
-def read_with_workers(url: str, ring: str, told: Any, num_workers: int, **options: Any) -> None:
+def read_with_workers(url: str, ring: str, told: Any, num_workers: int, *, plain: bool = False, **options: Any) -> None:
     """Read to the end through worker processes and tell the numbers; for a process of its own."""
-    told.put(drain(sb.RingDataset(url, ring=ring, **options).loader(num_workers=num_workers)))
+    from torch.utils.data import DataLoader
+
+    dataset = sb.RingDataset(url, ring=ring, **options)
+    told.put(
+        drain(
+            DataLoader(dataset, batch_size=None, num_workers=num_workers)
+            if plain
+            else dataset.loader(num_workers=num_workers)
+        )
+    )
 
 
 def read_and_hold(url: str, ring: str, told: Any, **options: Any) -> None:
@@ -221,6 +230,8 @@ def processes(
 ) -> Iterator[tuple[list[Any], Any]]:
     """Run a function in a process for each call; gives the processes and the queue that they tell things through."""
     context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["ddp"])  # torch is imported once, not by each of them
     told = context.Queue()
     started = [context.Process(target=target, args=(*call, told), kwargs=options) for call in calls]
     for process in started:

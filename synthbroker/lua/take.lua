@@ -194,11 +194,11 @@ local function take_again()
 end
 
 -- Whether samples are in the hands of members outside this one's family, who may die and leave them, or of members
--- that have left.
+-- that have left. What was trained on and waits for a checkpoint (keep.lua) is only their own's.
 local function awaited()
   local family = string.match(consumer, '^(.*)/')
   for _, other in ipairs(others()) do
-    local kin = string.match(other.name, '^(.*)/') == family
+    local kin = string.match(other.name, '^(.*)/') == family or string.find(other.name, '/kept:', 1, true)
     if other.pending > 0 and not (kin and redis.call('zscore', consumers_key, name .. ' ' .. other.name)) then
       return true
     end
