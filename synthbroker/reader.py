@@ -208,6 +208,7 @@ class Reader:
                 self.flush()
                 found = self.source.take(assembly.missing, self._most(), assembly.holding)
                 self.counts.overrun += found.gone
+                assembly.others += found.others
                 self._given_s = found.now_s
             if self._stop.is_set():
                 return False

@@ -156,6 +156,7 @@ class Taken:
         held: Producers wait for room that this group's own pending samples take up.
         samples: What was given.
         gone: How many were given besides and had left the ring before their entries were read.
+        others: Numbers of what other ranks were dealt in the same round, if that was asked for.
     """
 
     word: str
@@ -164,6 +165,7 @@ class Taken:
     held: bool
     samples: tuple[Given, ...]
     gone: int = 0
+    others: tuple[int, ...] = ()
 
 
 def full(reply: Reply, at: int) -> Answer:

@@ -319,13 +319,15 @@ class Ring:
             word = reply[0].decode()
             if word not in ("OK", "EMPTY", "DRAINED", "END", "UNSETTLED"):
                 return word, None
-            numbers, uses = reply[4::2], reply[5::2]
+            dealt = list(zip(reply[4::2], reply[5::2], strict=True))
+            others = tuple(number for number, used in dealt if used < 0)
+            numbers, uses = reply[4 : len(reply) - 2 * len(others) : 2], reply[5 : len(reply) - 2 * len(others) : 2]
             found = self._read_entries(line, numbers)
         samples = tuple(
             [Given(n, used, replies.fields_of(found[n])) for n, used in zip(numbers, uses, strict=True) if n in found]
         )
         gone = len(numbers) - len(samples)
-        return word, Taken(word, float(reply[1]), reply[2].decode(), reply[3] == b"1", samples, gone)
+        return word, Taken(word, float(reply[1]), reply[2].decode(), reply[3] == b"1", samples, gone, others)
 
     def _read_entries(self, line: Line, numbers: Sequence[int]) -> dict[int, Reply]:
         """Read entries by their numbers, those that are there: neighbours with one command."""

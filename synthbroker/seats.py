@@ -48,6 +48,7 @@ class Found:
         stuck: Nothing comes before the samples of the batch in the making are acknowledged: they are the oldest of a
             full ring, which cannot make room while they are held; as when a dead reader's samples were taken over.
         whole: The batch in the making gets no more; its round was small.
+        others: Numbers of what the other ranks were dealt in the same round.
     """
 
     samples: Sequence[Given]
@@ -57,6 +58,7 @@ class Found:
     drained: bool = False
     stuck: bool = False
     whole: bool = False
+    others: tuple[int, ...] = ()
 
 
 @dataclass

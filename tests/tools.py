@@ -231,7 +231,7 @@ def processes(
     """Run a function in a process for each call; gives the processes and the queue that they tell things through."""
     context: Any = multiprocessing.get_context(method)
     if method == "forkserver":
-        context.set_forkserver_preload(["ddp"])  # torch is imported once, not by each of them
+        context.set_forkserver_preload(["ddp", "test_checkpoint_ranks"])  # torch is imported once, not by each of them
     told = context.Queue()
     started = [context.Process(target=target, args=(*call, told), kwargs=options) for call in calls]
     for process in started:
