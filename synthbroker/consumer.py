@@ -67,6 +67,8 @@ class Session:
                 if not self._any and self._seat.workers == 1:
                     warn_of_nothing(self._options)
                 self._settle()
+                if self._progress is not None:
+                    self._progress.end()
                 self._close_and_keep()
                 return
             self._any = True

@@ -96,6 +96,7 @@ class Deputies:
             heart.stop()
             self._connection.close()
             self._progress.keep()
+        self._progress.end()
         self._ended = expected is None or count < expected
         if not count:
             warn_of_nothing(self._options)

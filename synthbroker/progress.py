@@ -60,6 +60,7 @@ class Progress:
         self._finished = 0  # serial of the newest checkpoint that is written
         self._recent: deque[BatchInfo] = deque()
         self._batches = 0  # trained on since the last token
+        self._over = False  # whoever fetches ahead has found the end
         self._trained_on: dict[str, Numbers] = {}  # by epoch, since the last token
         self._staged: dict[str, list[tuple[int, list[Range]]]] = {}  # by epoch: serial, and what is not acknowledged
         self._word = secrets.token_hex(4)
@@ -73,6 +74,7 @@ class Progress:
             return
         with self._lock:
             self._recent.append(info)
+            self._over = False
             if len(self._recent) > _MOST_AHEAD:
                 self._settle(_MOST_AHEAD)
 
@@ -82,7 +84,7 @@ class Progress:
             raise ValueError(f"ahead must be a whole number of batches from 0 to {_MOST_AHEAD}, got {ahead!r}")
         with self._lock:
             if self._run.checkpoints and self._options.group is not None:
-                self._settle(ahead)
+                self._settle(max(ahead - self._over, 0))
                 self._keep_trying(self._stage)
             return {
                 "version": _VERSION,
@@ -138,6 +140,11 @@ class Progress:
             self._epoch, self._token, self._samples = checked["epoch"], checked["token"], checked["samples"]
             self._keeper = _Keeper(self._options, f"{self._run.name}/kept:{self._word}")
             self._end = Finalize(self, self._keeper.close, exitpriority=10)
+
+    def end(self) -> None:
+        """Say that an iteration came to its end: nothing is fetched ahead of the last batch."""
+        with self._lock:
+            self._over = True
 
     def settle(self) -> None:
         """Shut former selves out, if the ring is there; else the first reader does."""

@@ -130,7 +130,7 @@ class Account:
     def doubled(self) -> Counter[Id]:
         """How often samples came again for no reason.
 
-        Reasons are that they were claimed, because a reader seemed dead (0 uses), and that they fill a round of ranks (2).
+        Reasons are that they were claimed, because a reader seemed dead (uses 0), or that they fill a round (uses 2).
         """
         claimed = Counter(item.one for item in self.trained if item.uses != 1)
         return self.delivered - claimed - Counter(self.delivered.keys())
