@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from torch.utils.data import DataLoader
 
 import synthbroker as sb
@@ -160,8 +161,15 @@ def flowing(server: RealServer, ring: str) -> Iterator[Callable[[], int]]:
 
 
 def taught(server: RealServer, ring: str, more: int) -> None:
-    goal = counters(server, ring, "g").get("acknowledged", 0) + more
-    eventually(lambda: counters(server, ring, "g").get("acknowledged", 0) >= goal, "they train", deadline_s=60)
+    def done() -> int:
+        try:
+            return counters(server, ring, "g").get("acknowledged", 0)
+        except redis.exceptions.BusyLoadingError:
+            return 0
+
+    eventually(done, "some is trained on", deadline_s=60)
+    goal = done() + more
+    eventually(lambda: done() >= goal, "they train", deadline_s=60)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
