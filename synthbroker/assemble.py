@@ -257,6 +257,7 @@ class Assembly:
     def __init__(self, plan: Plan, size: int) -> None:
         self._plan, self.size, self.epoch = plan, size, plan.epoch
         self.placed: list[Placed] = []
+        self.others: tuple[int, ...] = ()
         self.nbytes = 0
         self._samples: list[Any] = []
         self._arrays: dict[str, Array] = {}
@@ -381,6 +382,7 @@ class Assembly:
             uses=tuple([placed.given.uses for placed in self.placed]),
             recipes=tuple([entry.head.recipe for entry in entries]),
             metadata=tuple([entry.head.metadata for entry in entries]),
+            others=self.others,
         )
 
 

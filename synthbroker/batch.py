@@ -21,6 +21,7 @@ class BatchInfo:
             With reuse "inf" there is no count: 2 stands for again.
         recipes: What makes them again.
         metadata: Text that came along.
+        others: Numbers of what the other ranks were dealt in the same round, where checkpoints are kept.
     """
 
     ring: str
@@ -33,6 +34,7 @@ class BatchInfo:
     uses: tuple[int, ...]
     recipes: tuple[dict[str, Any], ...]
     metadata: tuple[dict[str, str], ...]
+    others: tuple[int, ...] = ()
 
     @property
     def unacknowledged(self) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ class Session:
     def __init__(
         self, options: ReadOptions, finish: Finish, seat: Seat, lag: int = 0, progress: Progress | None = None
     ) -> None:
-        self.reader = Reader(options, finish, seat)
+        self.reader = Reader(options, finish, seat, self._let_go)
         self._options, self._seat, self._lag, self._progress = options, seat, lag, progress
         self._unacknowledged: list[BatchInfo] = []
         self._any = False
@@ -67,6 +67,8 @@ class Session:
                 if not self._any and self._seat.workers == 1:
                     warn_of_nothing(self._options)
                 self._settle()
+                if self._progress is not None:
+                    self._progress.end()
                 self._close_and_keep()
                 return
             self._any = True
@@ -115,6 +117,13 @@ class Session:
         if self._progress is not None:
             self._progress.keep()
         self.close()
+
+    def _let_go(self) -> None:
+        """Hold nobody up who waits at the end of the ring for what was trained on here."""
+        if self._progress is not None:
+            self._progress.keep()
+        elif self._lag:
+            self._settle()
 
     def _acknowledge(self, keep: int) -> None:
         if not self._seat.acknowledges:

@@ -239,7 +239,8 @@ class RingDataset(IterableDataset[Any]):
         if self._progress is None:
             place = self.find_place()
             if place is not None and get_worker_info() is None:
-                self._run.name = place.family  # each rank keeps checkpoints of its own
+                self._run.rank, self._run.ranks = place.rank, place.ranks
+                self._run.become(place.run)
             self._progress = Progress(self.options, self._run)
         return self._progress
 
@@ -272,7 +273,8 @@ class RingDataset(IterableDataset[Any]):
             return None
         if rank is None and torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return ranks.find(rank, count, self.options.name)
+        place = ranks.find(rank, count, self.options.name)
+        return replace(place, run=self._run.whole) if place and self._run.whole else place  # of a state that was loaded
 
     def read(
         self,

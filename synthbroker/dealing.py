@@ -39,11 +39,15 @@ class Rules:
 
 @dataclass(frozen=True)
 class Busy:
-    """Another run has the group's table; one of its readers was last seen at `seen_s`, by the server's clock."""
+    """Another run has the group's table, or this one with other rules.
+
+    One of its readers was last seen at `seen_s`, by the server's clock; it may be dead.
+    """
 
     run: str
     attempt: str
     seen_s: float
+    rules: str
 
 
 def sit(
@@ -74,20 +78,14 @@ def sit(
         had: The generation that this reader had a seat in, if any.
 
     Raises:
-        RingMismatchError: The other ranks have other rules; names both.
         ShutOutError: A newer life of this run has the table.
     """
     told = (run, attempt, str(rules), rank, word, claim_after_s, had, secrets.token_hex(4), reader)
     reply = _seat(ring, group, *told)
-    if reply[0] == b"TERMS":
-        raise RingMismatchError(
-            f"ranks of run {run!r} differ in how they read group {group!r} of ring {ring.name!r}: others say "
-            f"{reply[1].decode()}; rank {rank} says {rules}. All must say the same"
-        )
     if reply[0] == b"SHUT":
         raise shut_out(ring, group, rank, reply[1].decode())
     if reply[0] == b"BUSY":
-        return Busy(reply[1].decode(), reply[2].decode(), float(reply[3]))
+        return Busy(reply[1].decode(), reply[2].decode(), float(reply[3]), reply[4].decode())
     generation: str = reply[1].decode()
     return generation
 
@@ -102,6 +100,20 @@ def shut_out(ring: Ring, group: str, rank: int, run: str) -> ShutOutError:
     return ShutOutError(
         f"a newer life of run {run!r} reads group {group!r} of ring {ring.name!r} in this one's place (rank {rank}): "
         "start all ranks of a run together, give runs at the same time a name= and a group of their own"
+    )
+
+
+def taken(ring: Ring, group: str, busy: Busy, *, run: str, rank: int, rules: Rules) -> RingMismatchError:
+    """Make the error for a rank whose table others have, who live."""
+    if busy.run == run:
+        return RingMismatchError(
+            f"ranks of run {run!r} differ in how they read group {group!r} of ring {ring.name!r}: others say "
+            f"{busy.rules}; rank {rank} says {rules}. All must say the same"
+        )
+    return RingMismatchError(
+        f"group {group!r} of ring {ring.name!r} is being read by the ranks of run {busy.run!r}, and run {run!r} "
+        f"(rank {rank}) wants it, too: end one of them, or take another group; a run that shall take the place of a "
+        "former one has the same name="
     )
 
 

@@ -103,6 +103,7 @@ class Deputies:
             heart.stop()
             self._connection.close()
             self._progress.keep()
+        self._progress.end()
         self._ended = expected is None or count < expected
         if not count:
             warn_of_nothing(self._options)
@@ -130,6 +131,8 @@ class Deputies:
             former, meta = ring.epoch, ring.read_meta()
             if former and former != meta.epoch:
                 self._settle(group, former, meta.bound(former))
+            if meta.ended:
+                self._progress.keep()  # others wait at the end for what may come again
             for who in _known(ring, group, self._words):
                 ring.beat("consumer", f"{group} {who}", None)
 

@@ -17,7 +17,7 @@ from synthbroker import checks as values
 from synthbroker import ring as rings
 from synthbroker.account import Account, ProducerStats
 from synthbroker.connection import Connection
-from synthbroker.errors import RingMismatchError, RingTooLargeError, SynthbrokerError
+from synthbroker.errors import RingMismatchError, RingMissingError, RingTooLargeError, SynthbrokerError
 from synthbroker.heart import Heart
 from synthbroker.pace import Pace
 from synthbroker.packing import Packer
@@ -271,7 +271,7 @@ class Producer:
         self._account = Account(job, lambda: sender.stats, sender.pace, self._packer.chooser.described)
         self._sender = sender
         try:
-            sender.start()
+            self._begin(sender)
         except BaseException:
             self._sender = None
             raise
@@ -280,6 +280,14 @@ class Producer:
         self._heart.start()
         atexit.register(self._at_exit)
         return sender
+
+    def _begin(self, sender: Sender) -> None:
+        while True:
+            try:
+                self._keep_trying(sender.start)
+                return
+            except RingMissingError:  # emptied between the two
+                self._keep_trying(self._open)
 
     def _open(self) -> Meta:
         """Make the ring or check it; also called when the server lost it."""

@@ -59,6 +59,8 @@ class Progress:
         self._memory_epoch = ""  # in which that is true
         self._finished = 0  # serial of the newest checkpoint that is written
         self._recent: deque[BatchInfo] = deque()
+        self._batches = 0  # trained on since the last token
+        self._over = False  # whoever fetches ahead has found the end
         self._trained_on: dict[str, Numbers] = {}  # by epoch, since the last token
         self._staged: dict[str, list[tuple[int, list[Range]]]] = {}  # by epoch: serial, and what is not acknowledged
         self._word = secrets.token_hex(4)
@@ -72,6 +74,7 @@ class Progress:
             return
         with self._lock:
             self._recent.append(info)
+            self._over = False
             if len(self._recent) > _MOST_AHEAD:
                 self._settle(_MOST_AHEAD)
 
@@ -81,13 +84,13 @@ class Progress:
             raise ValueError(f"ahead must be a whole number of batches from 0 to {_MOST_AHEAD}, got {ahead!r}")
         with self._lock:
             if self._run.checkpoints and self._options.group is not None:
-                self._settle(ahead)
+                self._settle(max(ahead - self._over, 0))
                 self._keep_trying(self._stage)
             return {
                 "version": _VERSION,
                 "ring": self._options.ring,
                 "group": self._options.group or "",
-                "run": self._run.name,
+                "run": self._run.known_as,
                 "epoch": self._epoch,
                 "token": self._token,
                 "samples": self._samples,
@@ -103,8 +106,8 @@ class Progress:
             token = self._token
             if state is not None:
                 checked = self._checked(state)
-                if checked["run"] != self._run.name:
-                    raise ValueError(f"the state is of run {checked['run']!r}, this is run {self._run.name!r}")
+                if checked["run"] != self._run.known_as:
+                    raise ValueError(f"the state is of run {checked['run']!r}, this is run {self._run.known_as!r}")
                 token = checked["token"]
             serial = _serial_of(token)
             if any(one <= serial for some in self._staged.values() for one, _ in some):
@@ -119,14 +122,17 @@ class Progress:
             return
         with self._lock:
             self._keeper.close()
-            name, life = self._run.name, self._run.life
-            self._run.name, self._run.life = checked["run"], life or secrets.token_hex(4)
+            name, life = self._run.known_as, self._run.life
+            self._run.become(checked["run"])
+            self._run.life = life or secrets.token_hex(4)
             try:
                 self._keep_trying(lambda: self._resume(checked, go_on))
             except BaseException:
-                self._run.name, self._run.life = name, life
+                self._run.become(name)
+                self._run.life = life
                 raise
             self._recent.clear()
+            self._batches = 0
             self._trained_on.clear()
             self._staged.clear()
             self._run.staged = 0
@@ -134,6 +140,11 @@ class Progress:
             self._epoch, self._token, self._samples = checked["epoch"], checked["token"], checked["samples"]
             self._keeper = _Keeper(self._options, f"{self._run.name}/kept:{self._word}")
             self._end = Finalize(self, self._keeper.close, exitpriority=10)
+
+    def end(self) -> None:
+        """Say that an iteration came to its end: nothing is fetched ahead of the last batch."""
+        with self._lock:
+            self._over = True
 
     def settle(self) -> None:
         """Shut former selves out, if the ring is there; else the first reader does."""
@@ -181,7 +192,8 @@ class Progress:
         """Count all batches but the last few as trained on."""
         while len(self._recent) > ahead:
             info = self._recent.popleft()
-            self._trained_on.setdefault(info.epoch, Numbers()).add(info.unacknowledged)
+            self._trained_on.setdefault(info.epoch, Numbers()).add(info.unacknowledged + info.others)
+            self._batches += 1
 
     def _learn(self) -> Meta:
         """Read the ring's record; what was trained on in a former epoch counts on, as far as the server has it."""
@@ -205,7 +217,7 @@ class Progress:
         if staged:
             self._staged[epoch] = [*self._staged.get(epoch, []), *staged]
         if self._finished:
-            runs.finish(self._ring, group, self._run, self._finished)
+            runs.finish(self._ring, group, self._run, f"{self._finished}.{self._word}")
             self._memory.settle(self._ring, group, None, former)
             self._memory.forget_from(bound)
 
@@ -216,7 +228,8 @@ class Progress:
             epoch = self._learn().epoch
             trained_on = self._trained_on.get(epoch, Numbers()).ranges()
             if trained_on:
-                token = f"{self._run.serial + 1}.{self._word}"
+                serial = self._run.serial + self._batches  # the same for all ranks after a step
+                token = f"{serial}.{self._word}"
                 runs.stage(self._ring, self._options.group, self._run, token, trained_on)
         except RingMissingError as error:
             log.warning("%s: the state says nothing about what was trained on", error)
@@ -224,7 +237,7 @@ class Progress:
         if not trained_on:
             return
         self._trained_on.clear()
-        self._run.serial += 1
+        self._run.serial, self._batches = serial, 0
         self._epoch, self._token = epoch, token
         self._samples += ranges.count(trained_on)
         self._staged = {epoch: [*self._staged.get(epoch, []), (self._run.serial, trained_on)]}
@@ -237,7 +250,7 @@ class Progress:
         for epoch in list(self._staged):
             self._ring.epoch = epoch
             try:
-                runs.finish(self._ring, self._options.group, self._run, serial)
+                runs.finish(self._ring, self._options.group, self._run, f"{serial}.{self._word}")
             except RingMissingError as error:
                 log.debug("nothing to acknowledge: %s", error)  # what the server lost needs no acknowledgement
             for one, numbers in self._staged[epoch]:

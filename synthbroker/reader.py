@@ -60,9 +60,12 @@ class Reader:
         options: How the ring is read.
         finish: What arrays become.
         seat: Which of several readers this is.
+        drained: What to do where there is nothing left but what other readers hold.
     """
 
-    def __init__(self, options: ReadOptions, finish: Finish, seat: Seat) -> None:
+    def __init__(
+        self, options: ReadOptions, finish: Finish, seat: Seat, drained: Callable[[], None] = lambda: None
+    ) -> None:
         self.options, self.pid, self.counts = options, os.getpid(), Counts()
         self.leaves = seat.acknowledges
         self._measures = seat.starved is None  # whether whoever calls `next` is the training loop
@@ -75,7 +78,7 @@ class Reader:
             LiveSource(self._ring, options, seat, self._stop)
             if options.group is None
             else (RoundSource if seat.place else GroupSource)(
-                self._ring, options, seat, self.counts, self._stop, self._is_idle, self._rest
+                self._ring, options, seat, self.counts, self._stop, self._is_idle, self._rest, drained
             )
         )
         self._ready: deque[Ready] = deque()
@@ -213,12 +216,13 @@ class Reader:
         assembly = Assembly(self._planned(), size)
         found, cut = Found(()), False
         self.source.begin()
-        while assembly.missing and not (found.ended or found.stuck or found.whole):
+        while assembly.missing and not (found.ended or found.drained or found.stuck or found.whole):
             if not self._in_hand:
                 if self._owes_much():
                     self.flush()
                 found = self.source.take(assembly.missing, self._most(), assembly.holding)
                 self.counts.overrun += found.gone
+                assembly.others += found.others
                 self._given_s = found.now_s
             if self._stop.is_set():
                 return False

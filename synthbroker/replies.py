@@ -149,12 +149,14 @@ class Taken:
     """What `take` says.
 
     Attributes:
-        word: OK, EMPTY (wait and ask again) or END (nothing comes any more).
+        word: OK, EMPTY (wait and ask again), DRAINED (likewise: others may leave something) or END (nothing
+            comes any more).
         now_s: The server's time.
         wait_id: Where to wait for new samples from.
         held: Producers wait for room that this group's own pending samples take up.
         samples: What was given.
         gone: How many were given besides and had left the ring before their entries were read.
+        others: Numbers of what other ranks were dealt in the same round, if that was asked for.
     """
 
     word: str
@@ -163,6 +165,7 @@ class Taken:
     held: bool
     samples: tuple[Given, ...]
     gone: int = 0
+    others: tuple[int, ...] = ()
 
 
 def full(reply: Reply, at: int) -> Answer:

@@ -299,9 +299,10 @@ class Ring:
         with self.connection.line() as line:
             reply = self._checked(line.script(name, self._key("meta"), self.epoch, *told))
             word = reply[0].decode()
-            if word not in ("OK", "EMPTY", "END", "UNSETTLED"):
+            if word not in ("OK", "EMPTY", "DRAINED", "END", "UNSETTLED"):
                 return word, None
-            runs = list(zip(reply[4::3], reply[5::3], reply[6::3], strict=True))
+            told_runs = list(zip(reply[4::3], reply[5::3], reply[6::3], strict=True))
+            runs = [run for run in told_runs if run[2] >= 0]
             found = self._read_entries(line, runs)
         samples = tuple(
             [
@@ -312,7 +313,8 @@ class Ring:
             ]
         )
         gone = sum([count for _, count, _ in runs]) - len(samples)
-        return word, Taken(word, float(reply[1]), reply[2].decode(), reply[3] == b"1", samples, gone)
+        others = tuple([number for n, count, uses in told_runs if uses < 0 for number in range(n, n + count)])
+        return word, Taken(word, float(reply[1]), reply[2].decode(), reply[3] == b"1", samples, gone, others)
 
     def _read_entries(self, line: Line, runs: Sequence[tuple[int, int, int]]) -> dict[int, Reply]:
         """Read the entries of runs of samples, those that are there."""

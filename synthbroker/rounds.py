@@ -6,12 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from synthbroker import dealing
+from synthbroker import dealing, losses
 from synthbroker import ring as rings
 from synthbroker.dealing import Busy, Rules
 from synthbroker.errors import (
     DamagedSampleError,
-    RingMismatchError,
     RingMissingError,
     ServerGoneError,
     ShutOutError,
@@ -21,7 +20,7 @@ from synthbroker.options import ReadOptions
 from synthbroker.ranks import Place
 from synthbroker.replies import Given, Taken
 from synthbroker.seats import Found, Seat
-from synthbroker.source import STUCK_AFTER_S, GroupSource
+from synthbroker.source import STUCK_AFTER_S, GroupSource, is_sending
 from synthbroker.waiting import Waiting
 
 log = logging.getLogger("synthbroker")
@@ -120,7 +119,7 @@ class RoundSource(GroupSource):
             if taken.word == "OK":
                 self._min_fill, self._fetched = 1, True
                 self._short_by = count - len(taken.samples) - taken.gone
-                return Found(taken.samples, taken.now_s, taken.gone)
+                return Found(taken.samples, taken.now_s, taken.gone, others=taken.others)
             held_since = (held_since or time.monotonic()) if taken.held else None
             short = self._is_full_of_too_few(held_since)
             self._rest(waiting, taken)
@@ -171,7 +170,7 @@ class RoundSource(GroupSource):
         """Say whether a full ring holds less than a round: it can make no room before that is dealt short."""
         if held_since is None or time.monotonic() - held_since < STUCK_AFTER_S or not self._idle():
             return False
-        return not self._keep_trying(self._ring.read_meta).leased_bytes  # with a lease somebody is sending
+        return not is_sending(self._keep_trying(self._ring.read_meta), held_since)
 
     def _rest(self, waiting: Waiting, taken: Taken) -> None:
         self._check(waiting, held=taken.held)
@@ -181,11 +180,14 @@ class RoundSource(GroupSource):
     def _round_order(self, *, short: bool) -> str:
         place, rules = self._place, self._rules
         told = (place.rank, place.ranks, place.sitting, self._round, rules.share, rules.rounds, rules.last_share)
-        marks = (self._received, int(rules.drop_last), int(short))
+        whole = self._seat.run is not None and self._seat.run.checkpoints
+        marks = (self._received, int(rules.drop_last), int(short), int(whole))
         return " ".join(["ROUND", self._generation, *map(str, told + marks)])
 
     def _try_order(self, order: str, count: int) -> Taken | None:
-        """Ask once; None where that must be done again, because the server was away or had lost the ring or us."""
+        """Ask once; None where that must be done again, because the server was away, or does not know us."""
+        if self._ring.epoch != self._epoch:  # somebody has looked at the ring, and it is another one
+            self._join()
         try:
             word, taken = dealing.deal(
                 self._ring,
@@ -198,12 +200,17 @@ class RoundSource(GroupSource):
                 producers=self._options.producers or (),
             )
         except ServerGoneError:
-            self._keep_trying(self._ring.read_meta)  # asking again gives the same round
+            with suppress(RingMissingError):  # the next order will find out
+                self._keep_trying(self._ring.read_meta)  # asking again gives the same round
             return None
-        except RingMissingError as error:
-            log.warning("%s; waiting for it to be made anew", error)
+        except RingMissingError:
             word, taken = "NORING", None
+        if word == "UNSETTLED":
+            losses.say(self._ring, self._epoch, self._group, self._dealer())  # it knows nothing
+            self._await_others()
+            return None
         if taken is not None:
+            self._memory.note_given(taken.samples)
             self._tried.update(given.number for given in taken.samples)
             return taken
         if word == "SHUT":
@@ -213,18 +220,33 @@ class RoundSource(GroupSource):
                 f"rank {self._place.rank} of run {self._place.run!r} reads group {self._group!r} of ring "
                 f"{self._ring.name!r} elsewhere by now: one iteration at a time"
             )
-        if word == "NORING":
-            self._fetched, self._received = False, -1
         self._join()
         return None
 
     def _join(self) -> None:
+        self._check_known()
         super()._join()
+        self._check_known()
         if not self._stop.is_set():
             self._sit()
 
+    def _check_known(self) -> None:
+        """Raise where the server has lost the ring, and with it what the ranks were dealt."""
+        if not self._generation or self._stop.is_set():
+            return
+        now = self._keep_trying(lambda: losses.current_epoch(self._ring))
+        if now.partition(".")[0] != self._had.partition(".")[0]:
+            raise RingMissingError(
+                f"{self._ring.connection.where} lost ring {self._ring.name!r} while the ranks of run "
+                f"{self._place.run!r} were reading it (rank {self._place.rank}, round {self._round}): they cannot go "
+                "on in step; start all of them again"
+            )
+
+    def _dealer(self) -> str:
+        return f"{self._place.run}.deal/{self._place.sitting}:{self._generation}"
+
     def _sit(self) -> None:
-        """Take this rank's seat; waits until another run that reads this group turns out to be dead."""
+        """Take this rank's seat; waits until others that read this group turn out to be dead."""
         place, first = self._place, None
         while not self._stop.is_set():
             try:
@@ -236,11 +258,7 @@ class RoundSource(GroupSource):
                 return
             first = first or answer
             if answer.run == first.run and answer.seen_s > first.seen_s:
-                raise RingMismatchError(
-                    f"group {self._group!r} of ring {self._ring.name!r} is being read by the ranks of run "
-                    f"{answer.run!r}, and run {place.run!r} (rank {place.rank}) wants it, too: end one of them, or "
-                    "take another group; a run that shall take the place of a former one has the same name="
-                )
+                raise dealing.taken(self._ring, self._group, answer, run=place.run, rank=place.rank, rules=self._rules)
             self._stop.wait(_GLANCE_S)
 
     def _ask_for_seat(self) -> str | Busy:
@@ -255,10 +273,9 @@ class RoundSource(GroupSource):
             rank=place.rank,
             word=place.word,
             claim_after_s=max(self._options.claim_after_s, 2 * rings.BEAT_S),
-            had=self._generation if self._had == self._ring.epoch else "",
+            had=self._generation,
         )
 
     def _beat(self) -> None:
         super()._beat()
-        dealer = f"{self._place.run}.deal/{self._place.sitting}:{self._generation}"
-        self._ring.beat("consumer", f"{self._group} {dealer}", None)
+        self._ring.beat("consumer", f"{self._group} {self._dealer()}", None)

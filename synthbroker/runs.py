@@ -28,6 +28,8 @@ class Run:
         settled: Whether the server knows that this process is the run now.
         serial: The newest checkpoint of it that is known.
         staged: How many checkpoints are staged and not finished; their acknowledgement may be under way.
+        rank, ranks: Which of several ranks this process is, and of how many; 0 ranks: it is alone.
+        whole: Name of the run whose rank this is, and whose checkpoints these are; empty where it is alone.
     """
 
     name: str
@@ -36,6 +38,18 @@ class Run:
     settled: bool = False
     serial: int = 0
     staged: int = 0
+    rank: int = 0
+    ranks: int = 0
+    whole: str = ""
+
+    @property
+    def known_as(self) -> str:
+        """What checkpoints call it, whatever the number of ranks."""
+        return self.whole or self.name
+
+    def become(self, name: str) -> None:
+        """Be the run of that name, or one of its ranks."""
+        self.name, self.whole = (f"{name}.r{self.rank}", name) if self.ranks else (name, "")
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,8 @@ def resume(ring: Ring, group: str, run: Run, token: str, *, go_on: bool) -> Resu
 
 
 def _resume(ring: Ring, group: str, run: Run, token: str, *, go_on: bool) -> Resumed | None:
-    reply = ring.script("resume", group, run.name, run.life, int(run.checkpoints), token, int(go_on))
+    who = (run.name, run.life, int(run.checkpoints))
+    reply = ring.script("resume", group, *who, token, int(go_on), run.whole, run.ranks)
     if reply[0] == b"NOGROUP":
         return None
     run.serial = max(run.serial, int(reply[1]))
@@ -96,7 +111,7 @@ def stage(ring: Ring, group: str, run: Run, token: str, numbers: Sequence[Range]
         ShutOutError: A newer life of the run took over.
         UnacknowledgedError: Too many are staged and none is finished.
     """
-    reply = ring.script("stage", group, run.name, run.life, token, ranges.text(numbers), MOST_STAGED)
+    reply = ring.script("stage", group, run.name, run.life, token, ranges.text(numbers), MOST_STAGED, run.whole)
     if reply[0] == b"MANY":
         raise UnacknowledgedError(
             f"run {run.name!r} has made {reply[1]} checkpoints of ring {ring.name!r} and acknowledged none of them: "
@@ -105,14 +120,14 @@ def stage(ring: Ring, group: str, run: Run, token: str, numbers: Sequence[Range]
     _checked(reply, ring, group, run)
 
 
-def finish(ring: Ring, group: str, run: Run, serial: int) -> None:
-    """Acknowledge what was staged up to a checkpoint; may be repeated.
+def finish(ring: Ring, group: str, run: Run, token: str) -> None:
+    """Acknowledge what was staged under the token's word up to it; may be repeated.
 
     Raises:
         RingMissingError: There is no such ring or group.
         ShutOutError: A newer life of the run took over.
     """
-    _checked(ring.script("finish", group, run.name, run.life, serial), ring, group, run)
+    _checked(ring.script("finish", group, run.name, run.life, token, run.whole), ring, group, run)
 
 
 def keep(ring: Ring, group: str, consumer: str, about: Mapping[str, Any], numbers: Sequence[Range]) -> None:

@@ -47,17 +47,21 @@ class Found:
         now_s: The server's time.
         gone: How many had left the ring before they could be read.
         ended: Nothing comes any more.
+        drained: Nothing comes but what others hold, who may wait for what is in the batch in the making.
         stuck: Nothing comes before the samples of the batch in the making are acknowledged: they are the oldest of a
             full ring, which cannot make room while they are held; as when a dead reader's samples were taken over.
         whole: The batch in the making gets no more; its round was small.
+        others: Numbers of what the other ranks were dealt in the same round.
     """
 
     samples: Sequence[Given]
     now_s: float = 0.0
     gone: int = 0
     ended: bool = False
+    drained: bool = False
     stuck: bool = False
     whole: bool = False
+    others: tuple[int, ...] = ()
 
 
 @dataclass

@@ -36,6 +36,11 @@ _SETTLING_S = 0.05
 STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
 
 
+def is_sending(meta: Meta, held_since: float) -> bool:
+    """Say whether somebody may be about to commit to a full ring: has a lease, and is not dead by all appearance."""
+    return meta.leased_bytes > 0 and time.monotonic() - held_since < 2 * rings.BEAT_S
+
+
 class GroupSource:
     """Takes samples of a group, and says that this reader lives.
 
@@ -47,6 +52,8 @@ class GroupSource:
         stop: Ends all waiting.
         idle: Says whether the training loop waits for this very reader, which has nothing ready for it.
         resting: Called with True before this waits for samples, and with False after.
+        drained: Called where the training loop waits and there is nothing but what other readers hold, who may wait for
+            what this one has not acknowledged.
     """
 
     meta: Meta
@@ -60,10 +67,11 @@ class GroupSource:
         stop: Event,
         idle: Callable[[], bool],
         resting: Callable[[bool], None],
+        drained: Callable[[], None],
     ) -> None:
         assert options.group is not None
         self._ring, self._options, self._seat = ring, options, seat
-        self._counts, self._stop, self._idle, self._resting = counts, stop, idle, resting
+        self._counts, self._stop, self._idle, self._resting, self._drained = counts, stop, idle, resting, drained
         self._group = options.group
         word = f"{seat.word}." if seat.word else ""
         self._who = Incarnation(f"{seat.family}/{seat.worker}", word + secrets.token_hex(4))
@@ -115,16 +123,27 @@ class GroupSource:
                 self._min_fill = 1
                 self._asked(partial(self._starving.came, taken.samples))
                 return Found(taken.samples, taken.now_s, taken.gone)
-            if taken.word == "END":
-                return Found((), ended=True)
-            if held_since and holding and time.monotonic() - held_since >= STUCK_AFTER_S and self._is_stuck(holding):
-                return Found((), stuck=True)
-            if held_since and not holding and time.monotonic() - held_since >= STUCK_AFTER_S:
-                self._check_checkpoints()
+            if (last := self._last(taken.word, holding, held_since)) is not None:
+                return last
             self._check(waiting, held=taken.held)
             self._next_claim = min(self._next_claim, time.monotonic() + _IDLE_CLAIM_S)
             self._wait(taken.wait_id)
         return Found((), ended=True)
+
+    def _last(self, word: str, holding: Sequence[int], held_since: float | None) -> Found | None:
+        """Say how the batch in the making ends, if it gets no more."""
+        if word == "END":
+            return Found((), ended=True)
+        if word == "DRAINED" and holding:
+            return Found((), drained=True)
+        if word == "DRAINED" and self._idle():
+            self._drained()
+        if held_since and time.monotonic() - held_since >= STUCK_AFTER_S:
+            if holding and self._is_stuck(holding, held_since):
+                return Found((), stuck=True)
+            if not holding:
+                self._check_checkpoints()
+        return None
 
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that the group is done with samples, which count only in the epoch they came from."""
@@ -339,15 +358,15 @@ class GroupSource:
         if held and held[0][0] <= self._ring.read_meta().first:
             raise UnacknowledgedError(f"ring {self._ring.name!r}, group {self._group!r}: {self._crowded()}")
 
-    def _is_stuck(self, holding: Sequence[int]) -> bool:
+    def _is_stuck(self, holding: Sequence[int], held_since: float) -> bool:
         """Say whether a full ring waits for the samples of an incomplete batch, and that batch for the ring.
 
         Raises:
             UnacknowledgedError: These are all samples that the ring can hold.
         """
         meta = self._ring.read_meta()
-        if not self._idle() or min(holding) > meta.first or meta.leased_bytes:
-            return False  # with a lease somebody is sending
+        if not self._idle() or min(holding) > meta.first or is_sending(meta, held_since):
+            return False
         if len(holding) >= meta.live:
             raise UnacknowledgedError(
                 f"ring {self._ring.name!r} ({units.format_size(meta.capacity_bytes)}) holds only {meta.live} samples, "

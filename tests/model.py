@@ -276,7 +276,9 @@ class Model:
             assert again == []
         if given:
             return "OK", self._held(group)
-        return "END" if drained and not _awaited(group, reader) else "EMPTY", self._held(group)
+        if drained:
+            return "DRAINED" if _awaited(group, reader) else "END", self._held(group)
+        return "EMPTY", self._held(group)
 
     def _claim(self, group: Group, reader: str, count: int, given: list[Drawn]) -> list[Drawn]:
         """Take over from the dead, in the order in which the server knows them: the one that the answer shows."""

@@ -1,10 +1,14 @@
 """Before the first sample and after the last one; rings that are too small; arguments that cannot be."""
 
+import itertools
 import math
 
 import pytest
 
 import synthbroker as sb
+from servers import eventually
+from synthbroker import ring as rings
+from synthbroker.replies import Incarnation
 from tools import (
     IN_PARTS,
     SOON_S,
@@ -12,8 +16,11 @@ from tools import (
     check_ledger,
     drain,
     fill,
+    holders,
+    members,
     meta,
     number,
+    pending,
     raw_ring,
     values,
     waits,
@@ -106,6 +113,60 @@ def test_a_full_ring_and_a_reader_that_acknowledges_come_to_an_end(server, ring_
     assert drain(reader(batch_size=3, prefetch=4)) == list(range(40))
     assert done.result(SOON_S).samples == 40
     check_ledger(server, ring_name, "g")
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_trainings_that_share_a_group_do_not_wait_for_each_others_incomplete_batches(
+    server, ring_name, reader, drop_last
+):
+    """Each waits for what the other one holds, and may leave when it dies; neither batch will ever be whole."""
+    with sb.Producer(server.url, ring=ring_name, capacity="1MB", producers=1, groups=("g",)) as out:
+        out.put(number(0))
+        readers = [reader(batch_size=1000, drop_last=drop_last, wait_s=SOON_S, name=name) for name in ("one", "other")]
+        seen = [background(lambda one=one: drain(one)) for one in readers]
+        eventually(lambda: len(members(server, ring_name, "g")) == 2, "both wait", deadline_s=SOON_S)
+        for i in itertools.count(1):
+            out.put(number(i))
+            eventually(lambda i=i: len(pending(server, ring_name, "g")) == i + 1, "it is taken", deadline_s=SOON_S)
+            if len(set(holders(server, ring_name, "g"))) == 2:
+                break
+    shares = [one.result(SOON_S / 2) for one in seen]
+    assert sorted(itertools.chain(*shares)) == ([] if drop_last else list(range(i + 1)))
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
+def test_trainings_with_checkpoints_do_not_wait_for_each_others_last_one(server, ring_name, reader):
+    """Each makes its last checkpoint after its loop, which ends when nobody holds what may come again."""
+    fill(server, ring_name, range(40))
+    both = [reader(ack="checkpoint", batch_size=4, wait_s=SOON_S, name=name) for name in ("one", "other")]
+    streams = [iter(one) for one in both]
+    seen = [values(next(stream)) for stream in streams]
+    rest = [background(lambda stream=stream: drain(stream)) for stream in streams]
+    seen += [one.result(SOON_S / 2) for one in rest]
+    assert sorted(itertools.chain(*seen)) == list(range(40))
+    assert len(pending(server, ring_name, "g")) == 40
+    for one in both:
+        one.state_dict()
+        one.acknowledge()
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
+def test_a_full_ring_goes_on_though_a_producer_died_with_a_lease(server, ring_name, reader, monkeypatch):
+    """The oldest sample is in an incomplete batch, and what the dead one has room for never comes."""
+    monkeypatch.setattr(rings, "BEAT_S", 0.5)
+    fill(server, ring_name, range(5), size=IN_PARTS, capacity="100kB", groups=("g",), producers=None)
+    with raw_ring(server, ring_name) as ring:
+        gone, other, dead, waiting = (Incarnation(name, "00") for name in ("gone/0", "other/0", "dead", "waiting"))
+        for who, many in (gone, 1), (other, 4):
+            ring.join_group(who, "g", "1", {})
+            assert len(ring.take(who, "g", many, min_fill=1, claim_after_s=-1, producers=()).samples) == many
+        ring.leave_group(gone, "g")
+        for who, word in (dead, "OK"), (waiting, "FULL"):
+            ring.join_producer(who, 0, {})
+            assert ring.room(who, 15_000, 1).word == word
+        assert values(next(iter(reader(batch_size=4)))) == [0]
 
 
 # -- arguments that cannot be

@@ -170,6 +170,19 @@ def test_an_answer_that_is_lost_doubles_nothing(own_server: OwnServer, ring_name
         assert int(meta(server, ring_name)["duplicates"]) >= 3
 
 
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_producer_goes_on_whose_first_word_is_lost(own_server: OwnServer, ring_name, emptied):
+    server = own_server()
+    with lossy(server) as wire:
+        wire.lose_answer_to("join")
+        if emptied:
+            wire.on_loss = server.client().flushall
+        with sb.Producer(wire.url, ring=ring_name, capacity="7MB", producers=1) as out:
+            out.put(number(1))
+        assert wire.lost == 1
+    assert drain(sb.Consumer(server.url, ring=ring_name, group="g")) == [1]
+
+
 def test_a_server_that_forgets_the_scripts_is_told_them_again(server, ring_name):
     with sb.Producer(server.url, ring=ring_name, capacity="7MB", producers=1, codec="raw") as out:
         for i in range(20):

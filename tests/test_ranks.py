@@ -1,19 +1,35 @@
 """Several ranks of one training, in processes of their own: every rank gets as many batches, whatever the stream."""
 
+import itertools
 import logging
 import pickle
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from torch.utils.data import DataLoader
 
 import synthbroker as sb
 from ddp import train
-from servers import RealServer
+from servers import RealServer, eventually
 from synthbroker import ranks
-from tools import IN_PARTS, SOON_S, check_ledger, counters, fill, members, pending, processes, reasons
+from tools import (
+    IN_PARTS,
+    SOON_S,
+    background,
+    check_ledger,
+    counters,
+    fill,
+    members,
+    number,
+    pending,
+    processes,
+    reasons,
+)
 
 Steps = list[list[tuple[list[int], list[int]]]]
 
@@ -22,7 +38,7 @@ def run(server: RealServer, ring: str, folder: Path, world_size: int, **how: Any
     """Train with so many ranks; gives numbers and uses of each step of each rank."""
     how = {"loader": {}, "wait_s": SOON_S, "batch_size": 3} | how
     told = how | {"world_size": world_size, "folder": str(folder), "url": server.url, "ring": ring}
-    with processes(train, *[(rank,) for rank in range(world_size)], **told) as (_, queue):
+    with processes(train, *[(rank,) for rank in range(world_size)], method="forkserver", **told) as (_, queue):
         found = dict(queue.get(timeout=60) for _ in range(world_size))
     return [found[rank] for rank in range(world_size)]
 
@@ -119,6 +135,76 @@ def test_ranks_that_read_differently_are_told(server: RealServer, ring_name: str
     fill(server, ring_name, range(20))
     told = run(server, ring_name, tmp_path, 2, per_rank={"batch_size": [2, 3]})
     assert any("batch_size=2" in text and "batch_size=3" in text for text in told if isinstance(text, str)), told
+
+
+# -- servers that fail under them
+
+
+@contextmanager
+def flowing(server: RealServer, ring: str) -> Iterator[Callable[[], int]]:
+    """Give what ends a stream that goes on until then, and says how long it was."""
+    over = threading.Event()
+
+    def put() -> int:
+        with sb.Producer(server.url, ring=ring, capacity="1MB", max_samples=60, producers=1, groups=("g",)) as out:
+            for i in itertools.count():
+                if over.wait(0.002):
+                    return i
+                out.put(number(i))
+        raise AssertionError
+
+    made = background(put)
+    try:
+        yield lambda: (over.set(), made.result(SOON_S))[1]
+    finally:
+        over.set()
+
+
+def taught(server: RealServer, ring: str, more: int) -> None:
+    def done() -> int:
+        try:
+            return counters(server, ring, "g").get("acknowledged", 0)
+        except redis.exceptions.BusyLoadingError:
+            return 0
+
+    eventually(done, "some is trained on", deadline_s=60)
+    goal = done() + more
+    eventually(lambda: done() >= goal, "they train", deadline_s=60)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_ranks_stay_in_step_over_a_server_that_comes_back(
+    own_server: Callable[..., RealServer], ring_name: str, tmp_path: Path, num_workers: int
+) -> None:
+    server = own_server(appendonly="yes", appendfsync="always")
+    with flowing(server, ring_name) as end:
+
+        def restart() -> int:
+            for _ in range(3):
+                taught(server, ring_name, 30)
+                server.restart()
+            taught(server, ring_name, 30)
+            return end()
+
+        made = background(restart)
+        steps = run(server, ring_name, tmp_path, 2, loader={"num_workers": num_workers})
+        assert sorted(check_aligned(steps)) == list(range(made.result(SOON_S)))
+    assert counters(server, ring_name, "g")["doubled"] == 0
+    check_ledger(server, ring_name, "g")
+
+
+def test_ranks_whose_ring_is_lost_are_told(
+    own_server: Callable[..., RealServer], ring_name: str, tmp_path: Path
+) -> None:
+    """One may have had a round that the other one will never get."""
+    server = own_server()
+    with flowing(server, ring_name) as end:
+        lost = background(lambda: (taught(server, ring_name, 30), server.client().flushall()))
+        told = run(server, ring_name, tmp_path, 2)
+        lost.result(SOON_S)
+        end()
+    assert all(isinstance(one, str) for one in told), "one that waits for the other has torch's error"
+    assert any("lost ring" in one and "start all of them again" in one for one in told), told
 
 
 # -- in one process, which says of itself which rank it is

@@ -321,7 +321,8 @@ class RingMachine(RuleBasedStateMachine):
         serials = [one.serial for one in self.model.groups[group].runs[name].checkpoints]
         serial = data.draw(st.sampled_from([0, *serials]))
         expected = self.model.finish(group, name, serial)
-        reply = self.rig.script("finish", self.rig.ring.epoch, group, name, self._run(group, name).life, serial)
+        life = self._run(group, name).life
+        reply = self.rig.script("finish", self.rig.ring.epoch, group, name, life, f"{serial}.{life}", "")
         assert reply == ["OK", *expected]
 
     @precondition(lambda self: self._runs())

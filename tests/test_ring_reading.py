@@ -313,9 +313,9 @@ def test_the_end_waits_for_what_others_hold_and_may_leave_behind(rig: Rig) -> No
     rig.put(rig.producer(), 1, 2, 3)
     rig.ring.end()
     assert [rig.numbers(one, 1) for one in (reader, worker, other)] == [[1], [2], [3]]
-    assert rig.take(reader).word == "EMPTY"
-    assert rig.take(worker).word == "EMPTY"
-    assert rig.take(other).word == "EMPTY", "the two of the other family hold samples"
+    assert rig.take(reader).word == "DRAINED"
+    assert rig.take(worker).word == "DRAINED"
+    assert rig.take(other).word == "DRAINED", "the two of the other family hold samples"
     rig.ring.acknowledge("train", [3])
     assert (rig.take(reader).word, rig.take(worker).word) == ("END", "END"), "of one family none waits for the other"
     rig.ring.leave_group(reader, "train")

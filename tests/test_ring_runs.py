@@ -50,11 +50,11 @@ def test_what_is_staged_is_pending_until_it_is_finished(rig: Rig) -> None:
     stage(rig, run, 1, 1, 2, 4)
     stage(rig, run, 2, 3, 5)
     assert held(rig) == [1, 2, 3, 4, 5, 6]
-    runs.finish(rig.ring, GROUP, run, 1)
+    runs.finish(rig.ring, GROUP, run, f"{1}.{run.life}")
     assert held(rig) == [3, 5, 6]
     rig.balance()
     for _ in range(2):
-        runs.finish(rig.ring, GROUP, run, 2)
+        runs.finish(rig.ring, GROUP, run, f"{2}.{run.life}")
         assert held(rig) == [6]
     assert rig.balance().groups[GROUP]["acknowledged"] == 5
     assert rig.snapshot().groups[GROUP]["doubled"] == 0
@@ -66,7 +66,7 @@ def test_staging_twice_is_staging_once(rig: Rig) -> None:
     rig.numbers(who, 4)
     stage(rig, run, 1, 1, 2)
     stage(rig, run, 1, 1, 2, 3)
-    runs.finish(rig.ring, GROUP, run, 1)
+    runs.finish(rig.ring, GROUP, run, f"{1}.{run.life}")
     assert held(rig) == [4]
 
 
@@ -78,7 +78,7 @@ def test_finishing_makes_room_and_tells_who_waits(rig: Rig) -> None:
     rig.numbers(who, count)
     stage(rig, run, 1, *range(1, count + 1))
     assert rig.put(producer, count + 1).word == "FULL"
-    runs.finish(rig.ring, GROUP, run, 1)
+    runs.finish(rig.ring, GROUP, run, f"{1}.{run.life}")
     assert rig.keys.xlen(rig.key("room")) == 1
     assert rig.put(producer, count + 1).word == "OK"
 
@@ -94,7 +94,7 @@ def test_a_restarted_run_finishes_its_checkpoint_and_is_given_the_rest_again(rig
     heir, reader = begin(rig, life="l2", word="c2")
     assert rig.numbers(reader, 20, claim_after_s=1000) == [4, 5, 6, 7, 8, 9, 10]
     stage(rig, heir, 3, 4)
-    runs.finish(rig.ring, GROUP, heir, 3)
+    runs.finish(rig.ring, GROUP, heir, f"{3}.{heir.life}")
     assert held(rig) == [5, 6, 7, 8, 9, 10], "what was forgotten is not finished"
 
 
@@ -107,7 +107,7 @@ def test_a_run_that_begins_afresh_forgets_what_its_former_self_had_staged(rig: R
     assert rig.numbers(reader, 20, claim_after_s=1000) == [1, 2, 3, 4]
     assert heir.serial == 1
     stage(rig, heir, 2, 4)
-    runs.finish(rig.ring, GROUP, heir, 2)
+    runs.finish(rig.ring, GROUP, heir, f"{2}.{heir.life}")
     assert held(rig) == [1, 2, 3]
 
 
@@ -121,7 +121,7 @@ def test_a_former_self_is_shut_out(rig: Rig, what: str) -> None:
     before = rig.keys.hgetall(rig.key(f"runs:{GROUP}"))
     act = {
         "stage": lambda: stage(rig, run, 2, 2),
-        "finish": lambda: runs.finish(rig.ring, GROUP, run, 1),
+        "finish": lambda: runs.finish(rig.ring, GROUP, run, f"{1}.{run.life}"),
         "join": lambda: rig.ring.join_group(who, GROUP, "1", {}, life="l1", checkpoints=True),
     }[what]
     with pytest.raises(ShutOutError, match="'f'"):
@@ -148,7 +148,7 @@ def test_what_a_later_checkpoint_has_acknowledged_is_named(rig: Rig) -> None:
     rig.numbers(who, 8)
     token = stage(rig, run, 1, 1, 2)
     stage(rig, run, 2, 3, 4, 7)
-    runs.finish(rig.ring, GROUP, run, 2)
+    runs.finish(rig.ring, GROUP, run, f"{2}.{run.life}")
     before = {key: rig.keys.dump(key) for key in rig.all_keys()}
     gone = Resumed(True, True, ((3, 4), (7, 7)), ())
     assert resume(rig, "f", "l2", token) == gone
@@ -194,7 +194,7 @@ def test_what_was_staged_and_evicted_is_done_with(rig: Rig) -> None:
     rig.numbers(who, 4)
     token = stage(rig, run, 1, 1, 2)
     rig.put(producer, 5, 6, 7)
-    runs.finish(rig.ring, GROUP, run, 1)
+    runs.finish(rig.ring, GROUP, run, f"{1}.{run.life}")
     assert resume(rig, "f", "l2", token) == Resumed(True, True, (), ((3, 3),))
     seen = rig.balance().groups[GROUP]
     assert (seen["doubled"], seen["acknowledged"], seen["evicted_pending"]) == (0, 0, 3)
@@ -212,7 +212,7 @@ def test_what_somebody_else_has_trained_on_meanwhile_is_doubled(rig: Rig) -> Non
     assert rig.numbers(other, 4, claim_after_s=1000) == [1, 2, 3, 4]
     rig.ring.acknowledge(GROUP, [1, 2])
     assert rig.put(producer, 5).word == "OK", "the first has left the ring"
-    runs.finish(rig.ring, GROUP, run, 1)
+    runs.finish(rig.ring, GROUP, run, f"{1}.{run.life}")
     assert rig.balance().groups[GROUP]["doubled"] == 2
 
 
@@ -238,7 +238,7 @@ def test_checkpoints_that_are_never_acknowledged_are_bounded(rig: Rig, monkeypat
         stage(rig, run, serial, serial)
     with pytest.raises(UnacknowledgedError, match=r"3 checkpoints.*call acknowledge"):
         stage(rig, run, 4, 4)
-    runs.finish(rig.ring, GROUP, run, 2)
+    runs.finish(rig.ring, GROUP, run, f"{2}.{run.life}")
     stage(rig, run, 4, 4)
 
 
@@ -248,7 +248,7 @@ def test_runs_and_finished_checkpoints_are_forgotten_some_time(rig: Rig) -> None
     rig.numbers(who, 30)
     for serial in range(1, 30):
         stage(rig, run, serial, serial)
-        runs.finish(rig.ring, GROUP, run, serial)
+        runs.finish(rig.ring, GROUP, run, f"{serial}.{run.life}")
     assert rig.keys.hlen(rig.key(f"runs:{GROUP}")) == 1 + 16
     for i in range(70):
         begin(rig, f"r{i}")
@@ -266,7 +266,7 @@ def test_with_its_group_a_run_is_forgotten(rig: Rig, gone: str) -> None:
     if gone == "ring":
         rig.open()
     assert runs.resume(rig.ring, GROUP, Run("f", "l2"), token, go_on=False) is None
-    for act in (lambda: stage(rig, run, 2, 2), lambda: runs.finish(rig.ring, GROUP, run, 1)):
+    for act in (lambda: stage(rig, run, 2, 2), lambda: runs.finish(rig.ring, GROUP, run, f"{1}.{run.life}")):
         with pytest.raises(RingMissingError, match="no group"):
             act()
     rig.reader(GROUP)
@@ -278,7 +278,7 @@ def test_what_is_remembered_of_a_large_checkpoint_is_bounded_and_whole(rig: Rig)
     run, who = begin(rig)
     taken = rig.numbers(who, 1500)
     stage(rig, run, 1, *taken[::2])
-    runs.finish(rig.ring, GROUP, run, 1)
+    runs.finish(rig.ring, GROUP, run, f"{1}.{run.life}")
     assert rig.keys.hstrlen(rig.key(f"runs:{GROUP}"), f"f 1.{run.life}") <= 2002
     later = resume(rig, "f", "l2", "").later
     assert len(later) > 300
@@ -290,6 +290,6 @@ def test_many_numbers_are_finished_at_once(rig: Rig) -> None:
     run, who = begin(rig)
     taken = rig.numbers(who, 2500)
     stage(rig, run, 1, *taken[::2])
-    runs.finish(rig.ring, GROUP, run, 1)
+    runs.finish(rig.ring, GROUP, run, f"{1}.{run.life}")
     assert held(rig) == taken[1::2][:1000]
     assert rig.balance().groups[GROUP]["acknowledged"] == 1250

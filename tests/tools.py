@@ -81,6 +81,12 @@ def pending(server: RunningServer, ring: str, group: str) -> list[int]:
     return [int(entry["message_id"].split(b"-")[0]) for entry in found]
 
 
+def holders(server: RunningServer, ring: str, group: str) -> list[str]:
+    """Name the holder of each sample that a group was given and has not acknowledged."""
+    found = server.client().xpending_range(key(ring, "samples"), group, "-", "+", 10_000)
+    return [entry["consumer"].decode() for entry in found]
+
+
 def members(server: RunningServer, ring: str, group: str) -> list[str]:
     """List the living consumers of a group."""
     found = server.client().zrange(key(ring, "consumers"), 0, -1)
@@ -197,9 +203,18 @@ def read_all(url: str, ring: str, told: Any, **options: Any) -> None:
     told.put(drain(sb.Consumer(url, ring=ring, **options)))
 
 
-def read_with_workers(url: str, ring: str, told: Any, num_workers: int, **options: Any) -> None:
+def read_with_workers(url: str, ring: str, told: Any, num_workers: int, *, plain: bool = False, **options: Any) -> None:
     """Read to the end through worker processes and tell the numbers; for a process of its own."""
-    told.put(drain(sb.RingDataset(url, ring=ring, **options).loader(num_workers=num_workers)))
+    from torch.utils.data import DataLoader
+
+    dataset = sb.RingDataset(url, ring=ring, **options)
+    told.put(
+        drain(
+            DataLoader(dataset, batch_size=None, num_workers=num_workers)
+            if plain
+            else dataset.loader(num_workers=num_workers)
+        )
+    )
 
 
 def read_and_hold(url: str, ring: str, told: Any, **options: Any) -> None:
@@ -215,6 +230,8 @@ def processes(
 ) -> Iterator[tuple[list[Any], Any]]:
     """Run a function in a process for each call; gives the processes and the queue that they tell things through."""
     context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["ddp", "test_checkpoint_ranks"])  # torch is imported once, not by each of them
     told = context.Queue()
     started = [context.Process(target=target, args=(*call, told), kwargs=options) for call in calls]
     for process in started:

@@ -3,11 +3,12 @@
 -- ARGV  2-8 as for take.lua: group, reader, how many (a spare), live samples there must be, claim_after_s, seed, 0
 --       9... producers to take from, all where there are none
 --       last: what is wanted, words with a space between:
---         ROUND generation rank ranks sitting round share rounds last_share received drop_last short
+--         ROUND generation rank ranks sitting round share rounds last_share received drop_last short whole
 --           sitting: one life of the run's readers; all its rounds are dealt in order, from 0 on
 --           share: samples for each rank; rounds: so many in an epoch (0: no epochs), whose last one has last_share
 --           received: the round whose answer this reader had last, -1 none; a deal is kept until all ranks had it
 --           drop_last: 1 where the last, incomplete round is for nobody  short: 1 deals one now from what is there
+--           whole: 1 to be told, too, what the other ranks are dealt: uses -1
 --         SPARE generation    more samples for the caller, in place of bad ones
 --         REPEAT generation   books on the group that the caller repeats so many samples, since there are no others
 -- Reply as for take.lua. END: no such round, for any rank. An incomplete last round is padded: every rank gets as many,
@@ -74,7 +75,7 @@ end
 
 local rank, ranks, sitting, round = tonumber(order[3]), tonumber(order[4]), tonumber(order[5]), tonumber(order[6])
 local share, rounds, last_share = tonumber(order[7]), tonumber(order[8]), tonumber(order[9])
-local received, drop_last, short = tonumber(order[10]), order[11] == '1', order[12] == '1'
+local received, drop_last, short, whole = tonumber(order[10]), order[11] == '1', order[12] == '1', order[13] == '1'
 local reader = consumer
 local function dealer_of(one) return run .. '.deal/' .. int(one) .. ':' .. generation end
 local function field(what, i) return what .. ':' .. int(sitting) .. (i and ':' .. int(i) or '') end
@@ -190,6 +191,9 @@ local function fetch(text)
   for at = rank * each + 1, (rank + 1) * each, 2 do
     give(all[at], all[at + 1])
     if all[at + 1] < 2 then ids[#ids + 1] = id_of(all[at]) end
+  end
+  for at = 1, whole and #all or 0, 2 do
+    if math.floor((at - 1) / each) ~= rank and all[at + 1] < 2 then give(all[at], -1) end
   end
   for start = 1, #ids, STEP do
     local stop = math.min(start + STEP - 1, #ids)

@@ -13,13 +13,18 @@ local member = group.name .. ' ' .. consumer
 redis.call('xgroup', 'createconsumer', samples_key, group.name, consumer)
 redis.call('zadd', consumers_key, string.format('%.3f', now()), member)
 redis.call('hset', consumers_key .. ':about', member, ARGV[4])
-local held = 0
+local family, held = run_of(consumer), 0
 each_range(ARGV[5], function(first, last)
   for start = math.max(first, ring.first), last, STEP do
     local ids = {}
-    for number = start, math.min(start + STEP - 1, last) do ids[#ids + 1] = id_of(number) end
-    ids[#ids + 1] = 'JUSTID'
-    held = held + #redis.call('xclaim', samples_key, group.name, consumer, 0, unpack(ids))
+    local stop = math.min(start + STEP - 1, last)
+    for _, entry in ipairs(redis.call('xpending', samples_key, group.name, id_of(start), id_of(stop), STEP)) do
+      if run_of(entry[2]) == family then ids[#ids + 1] = entry[1] end  -- others may hold it by now, or another rank does
+    end
+    if #ids > 0 then
+      ids[#ids + 1] = 'JUSTID'
+      held = held + #redis.call('xclaim', samples_key, group.name, consumer, 0, unpack(ids))
+    end
   end
 end)
 return {'OK', held}

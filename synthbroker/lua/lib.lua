@@ -36,7 +36,7 @@ local function uses_key(group) return prefix .. 'uses:' .. group end
 local function rounds_key(group) return prefix .. 'rounds:' .. group end
 local function runs_key(group) return prefix .. 'runs:' .. group end
 local function evicted_key(group) return prefix .. 'evicted:' .. group end
--- The run that a consumer (run/worker:word) belongs to: a training process and its former selves.
+-- The run that a consumer (run/worker:word) belongs to: a training process and its former selves, or one of its ranks.
 local function run_of(consumer) return string.match(consumer, '^([^/]*)/') end
 local function unsettled_key(group) return prefix .. 'unsettled:' .. group end
 
@@ -127,7 +127,7 @@ local function note_evicted(name, pending)
   for _, entry in ipairs(pending) do
     local run = run_of(entry[2]) or ''
     if keeps[run] == nil then
-      local line = redis.call('hget', runs_key(name), run)
+      local line = redis.call('hget', runs_key(name), string.match(run, '^(.*)%.deal$') or run)
       keeps[run] = line and string.sub(line, -2) == ' 1' or false
     end
     local number = int(number_of(entry[1]))

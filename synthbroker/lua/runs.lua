@@ -1,22 +1,27 @@
 -- Runs. A run is a training process and its former selves; it stages what it has trained on when it makes a checkpoint,
 -- and finishes that when the checkpoint is safely written. In a group's hash `runs`:
 --   <run>                    time, life (the word of the process that is the run now), 1 where it keeps checkpoints
---   <run> <serial>.<word>    a checkpoint: `s` staged or `d` done, and the numbers behind the one before, like 1-40,43
+--   <run> <serial>.<word>    a checkpoint: `s` staged or `d` done, and the numbers behind the one before, like 1-40,43;
+--                            serials rise, and the checkpoints of one word hold all that was trained on
+-- Each of several ranks is a run by its name <run>.r<rank>, whose life is its own. Their checkpoints are those of <run>,
+-- under each rank's word: what one of them stages holds what all were dealt in the rounds that it has trained on, and the
+-- serial is the number of rounds, so that the checkpoints of all ranks after the same step have the same serial.
 
 local LONGEST_DONE = 2000
 
--- A run as it is known: {name, life, tokens = {{serial, field, done, numbers}...} by serial}; life nil: not known.
-local function load_run(group, name)
-  local run = {name = name, tokens = {}}
+-- A run as it is known: {name, whole, life, tokens = {{serial, word, field, done, numbers}...} by serial}; life nil: not
+-- known. `whole`, if not empty: the run whose rank this is.
+local function load_run(group, name, whole)
+  local run = {name = name, whole = (whole or '') ~= '' and whole or name, tokens = {}}
   local all = redis.call('hgetall', runs_key(group))
   for i = 1, #all, 2 do
     local field, value = all[i], all[i + 1]
     if field == name then
       run.life = string.match(value, '^%S+ (%S+) ')
-    elseif string.sub(field, 1, #name + 1) == name .. ' ' then
-      local serial = tonumber(string.match(field, '(%d+)%.%S+$'))
-      run.tokens[#run.tokens + 1] = {serial = serial, field = field, done = string.sub(value, 1, 1) == 'd',
-        numbers = string.sub(value, 3)}
+    elseif string.sub(field, 1, #run.whole + 1) == run.whole .. ' ' then
+      local serial, word = string.match(field, '(%d+)%.(%S+)$')
+      run.tokens[#run.tokens + 1] = {serial = tonumber(serial), word = word, field = field,
+        done = string.sub(value, 1, 1) == 'd', numbers = string.sub(value, 3)}
     end
   end
   table.sort(run.tokens, function(a, b) return a.serial < b.serial end)
@@ -24,6 +29,23 @@ local function load_run(group, name)
 end
 
 local function is_shut_out(run, life) return run.life ~= nil and run.life ~= life end
+
+-- Whether a name is that of a run, of one of its ranks, or of its dealers.
+local function is_of(name, whole)
+  local head = string.sub(name, 1, #whole + 1)
+  return name == whole or head == whole .. '.' and string.match(name, '^r%d+$', #head + 1) ~= nil
+    or name == whole .. '.deal'
+end
+
+-- Who reads alone under the name of a run with ranks shuts them out.
+local function shut_ranks_out(group, run)
+  for _, field in ipairs(redis.call('hkeys', runs_key(group))) do
+    if field ~= run.whole and is_of(field, run.whole) then
+      redis.call('hset', runs_key(group), field, string.format('%.3f', now()) .. ' - 1')
+    end
+  end
+  if redis.call('hget', rounds_key(group), 'run') == run.whole then redis.call('unlink', rounds_key(group)) end
+end
 
 local function forget_run(group, name)
   for _, field in ipairs(redis.call('hkeys', runs_key(group))) do
@@ -45,7 +67,10 @@ local function remember_run(group, run, life, checkpoints)
     if count >= MOST_RUNS then forget_run(group, oldest.name) end
   end
   run.life = life
-  redis.call('hset', runs_key(group), run.name, string.format('%.3f', now()) .. ' ' .. life .. ' ' .. checkpoints)
+  local line = string.format('%.3f', now()) .. ' ' .. life .. ' ' .. checkpoints
+  redis.call('hset', runs_key(group), run.name, line)
+  -- Who reads alone under the name of a run with ranks is shut out by them; likewise below.
+  if run.whole ~= run.name then redis.call('hset', runs_key(group), run.whole, string.format('%.3f', now()) .. ' - 1') end
 end
 
 -- Calls f(first, last) for each range of a text like 1-40,43.
@@ -59,7 +84,7 @@ end
 local function evicted_of(group, run, first, last)
   local found = {}
   for _, member in ipairs(redis.call('zrangebyscore', evicted_key(group), first, last)) do
-    if string.sub(member, 1, #run.name + 1) == run.name .. ' ' then found[#found + 1] = member end
+    if is_of(string.match(member, '^(%S+) '), run.whole) then found[#found + 1] = member end
   end
   return found
 end
@@ -88,11 +113,17 @@ local function beginning_of(numbers)
   return string.match(string.sub(numbers, 1, LONGEST_DONE), '^(.*),')
 end
 
--- Acknowledges what a run has staged up to a checkpoint; returns acknowledged, doubled, late (see ack.lua).
-local function finish(ring, group, run, serial)
+-- Acknowledges what a run has staged under a word up to a checkpoint; what other ranks have staged up to there is in it.
+-- Returns acknowledged, doubled, late (see ack.lua).
+local function finish(ring, group, run, serial, word)
   local ids, late, texts, done = {}, 0, {}, {}
   for _, token in ipairs(run.tokens) do
-    if not token.done and token.serial <= serial then
+    if not token.done and token.serial <= serial and token.word ~= word then
+      -- The same step of another rank is known as done, too.
+      if token.serial == serial then redis.call('hset', runs_key(group.name), token.field, 'd ')
+      else redis.call('hdel', runs_key(group.name), token.field) end
+      token.done = true
+    elseif not token.done and token.serial <= serial then
       each_range(token.numbers, function(first, last)
         local gone = math.max(math.min(last + 1, ring.first) - first, 0)
         if ring.block then gone = 0 end  -- what it has evicted was acknowledged: by somebody else, who had it too
@@ -107,6 +138,7 @@ local function finish(ring, group, run, serial)
   end
   for i = 1, #done - MOST_DONE do redis.call('hdel', runs_key(group.name), done[i]) end
   forgive(group.name, evicted_among(group.name, run, texts))
-  local acknowledged, doubled = acknowledge(ring, group, ids, 0)
+  -- Of what other ranks were dealt, some may have been bad, and acknowledged as that.
+  local acknowledged, doubled = acknowledge(ring, group, ids, 0, run.whole ~= run.name)
   return acknowledged, doubled, late
 end

@@ -4,7 +4,8 @@
 --       6 rank  7 word: this life of the rank's process; '' the rank's reader has left
 --       8 seconds after which a silent reader is dead  9 the generation that the caller had a seat in, '' none
 --       10 word for a new generation  11 the reader that asks, which has joined
--- Reply OK generation | TERMS theirs | BUSY run attempt seen: another run reads, `seen` is when it last said so
+-- Reply OK generation | BUSY run attempt seen terms: another run reads, or this one by other terms; a reader of one of its
+--       ranks was last `seen` then, by the server's clock: it may be dead
 --       SHUT run attempt: a newer life of the run has the table | NORING
 --
 -- `sb:{ring}:rounds:<group>` is the table: epoch run attempt terms generation, seat:<rank> a word, at:<rank> the sitting
@@ -19,7 +20,8 @@ local rank, word, after_s, had = ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[9]
 local key = rounds_key(name)
 
 local table_ = redis.call('hmget', key, 'epoch', 'run', 'attempt', 'terms', 'generation')
-local laid = table_[1] == ARGV[1]
+-- A server that came back with its data, or another one that took over, has the table, too.
+local laid = table_[1] and (table_[1] == ARGV[1] or bound_of(table_[1]) ~= nil)
 local theirs = {run = table_[2], attempt = table_[3], terms = table_[4], generation = table_[5]}
 
 -- Other members of the run that has the table: those who read, or all with its dealers.
@@ -30,7 +32,7 @@ local function members(readers_only)
     local reads = string.match(all[i], '^r%d+/', #head + 1)
     local deals = not readers_only and string.match(all[i], '^deal/', #head + 1)
     if string.sub(all[i], 1, #head) == head and (reads or deals) and all[i] ~= name .. ' ' .. ARGV[11] then
-      found[#found + 1] = {name = all[i], seen = tonumber(all[i + 1])}
+      found[#found + 1] = {name = all[i], seen = tonumber(all[i + 1]), rank = string.match(reads or '', '%d+')}
     end
   end
   return found
@@ -38,7 +40,10 @@ end
 
 local function last_seen()
   local latest = 0
-  for _, one in ipairs(members(true)) do latest = math.max(latest, one.seen) end
+  for _, one in ipairs(members(true)) do
+    -- Others of a new life, with more ranks, may wait here for the first of them, too.
+    if redis.call('hexists', key, 'seat:' .. one.rank) == 1 then latest = math.max(latest, one.seen) end
+  end
   return latest
 end
 
@@ -65,11 +70,17 @@ if laid then
   local seated = redis.call('hget', key, 'seat:' .. rank)
   local older = same_run and (tonumber(attempt) or 0) < (tonumber(theirs.attempt) or 0)
   if had ~= '' and had ~= theirs.generation or alive and older then return {'SHUT', theirs.run, theirs.attempt} end
-  if alive and not same_run then return {'BUSY', theirs.run, theirs.attempt, string.format('%.3f', seen)} end
-  if alive and attempt == theirs.attempt and (not seated or seated == word) then
-    if terms ~= theirs.terms then return {'TERMS', theirs.terms} end
+  local busy = {'BUSY', theirs.run, theirs.attempt, string.format('%.3f', seen), theirs.terms}
+  if had ~= '' then
     allow_bookkeeping()
-    redis.call('hset', key, 'seat:' .. rank, word)
+    redis.call('hset', key, 'epoch', ARGV[1])
+    return {'OK', had}
+  end
+  if alive and not same_run then return busy end
+  if alive and attempt == theirs.attempt and (not seated or seated == word) then
+    if terms ~= theirs.terms then return busy end
+    allow_bookkeeping()
+    redis.call('hset', key, 'epoch', ARGV[1], 'seat:' .. rank, word)
     return {'OK', theirs.generation}
   end
 end

@@ -1,7 +1,7 @@
 -- A run has made a checkpoint: what it has trained on is staged, and stays pending until the checkpoint is written.
 --
 -- ARGV  2 group  3 run  4 its life  5 token: serial.word  6 numbers trained on since the token before, like 1-40,43
---       7 how many tokens may be staged at most
+--       7 how many tokens may be staged at most  8 the run whose rank this is, '' none
 -- Reply OK | SHUT a newer life of the run took over | MANY so many are staged | NOGROUP | NORING
 -- Staging a token twice is staging it once.
 
@@ -9,9 +9,9 @@ local ring = load_ring()
 if not ring then return {'NORING'} end
 local name, life = ARGV[2], ARGV[4]
 if not load_group(ring, name) then return {'NOGROUP'} end
-local run = load_run(name, ARGV[3])
+local run = load_run(name, ARGV[3], ARGV[8])
 if is_shut_out(run, life) then return {'SHUT'} end
-local field, staged = run.name .. ' ' .. ARGV[5], 0
+local field, staged = run.whole .. ' ' .. ARGV[5], 0
 for _, token in ipairs(run.tokens) do
   if not token.done and token.field ~= field then staged = staged + 1 end
 end

@@ -5,7 +5,8 @@
 --       6 claim_after_s (negative: do not look for dead members now)  7 random seed
 --       8 how many at most, where many more are waiting; negative: that many, and none that was given before  9... producers to take from, all where there are none
 -- Reply word, time, id to wait behind, held, then three for each run of samples: number of the first, how many, uses
---       OK | EMPTY wait | END nothing comes any more | NOGROUP | REJOIN the consumer is not registered
+--       OK | EMPTY wait | DRAINED wait: nothing comes but what others hold and may leave | END nothing comes any more
+--       | NOGROUP | REJOIN the consumer is not registered
 --       | UNSETTLED the server may have forgotten what it gave: settle.lua first | NORING
 --       uses: how often the group has been given the sample, this time included (reuse "inf" keeps no count: 2 means
 --       again); 0 means given before to a member that died
@@ -193,11 +194,11 @@ local function take_again()
 end
 
 -- Whether samples are in the hands of members outside this one's family, who may die and leave them, or of members
--- that have left.
+-- that have left. What was trained on and waits for a checkpoint (keep.lua) is only their own's.
 local function awaited()
   local family = string.match(consumer, '^(.*)/')
   for _, other in ipairs(others()) do
-    local kin = string.match(other.name, '^(.*)/') == family
+    local kin = string.match(other.name, '^(.*)/') == family or string.find(other.name, '/kept:', 1, true)
     if other.pending > 0 and not (kin and redis.call('zscore', consumers_key, name .. ' ' .. other.name)) then
       return true
     end
@@ -242,5 +243,5 @@ if limit > 1 and not fresh_only and not (drained and limit == math.huge) then ta
 if #given > 0 then return reply('OK') end
 -- Who waits would spin on a foreign entry; one may be there in place of one of ours that somebody removed.
 if #redis.call('xrange', samples_key, '(' .. id_of(ring.next - 1), '+', 'COUNT', 1) > 0 then sweep() end
-if drained and not awaited() then return reply('END') end
+if drained then return reply(awaited() and 'DRAINED' or 'END') end
 return reply('EMPTY')

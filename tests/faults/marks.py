@@ -128,8 +128,11 @@ class Account:
 
     @property
     def doubled(self) -> Counter[Id]:
-        """How often samples came again, save that they were claimed: given again because a reader seemed dead."""
-        claimed = Counter(item.one for item in self.trained if item.uses == 0)
+        """How often samples came again for no reason.
+
+        Reasons are that they were claimed, because a reader seemed dead (uses 0), or that they fill a round (uses 2).
+        """
+        claimed = Counter(item.one for item in self.trained if item.uses != 1)
         return self.delivered - claimed - Counter(self.delivered.keys())
 
     @property

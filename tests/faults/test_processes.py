@@ -14,7 +14,7 @@ import pytest
 
 from faults.conftest import MakeScene
 from faults.proxy import TO_SERVER, Proxy
-from faults.scene import GROUP, Scene
+from faults.scene import GROUP, SOON_S, Scene
 from faults.test_server import OwnServer, Proxied, hold, populate
 from servers import eventually
 from synthbroker import monitor
@@ -206,8 +206,25 @@ def test_a_reader_stopped_past_its_claim_time(own_server: OwnServer, scene: Make
     assert account.delivered.total() - len(account.delivered) == group.doubled > 0, "each double is counted"
 
 
-@pytest.mark.skip(reason="ranks that share a ring are under way")
-def test_one_rank_of_two_killed() -> None: ...
+def test_one_rank_of_two_killed(own_server: OwnServer, scene: MakeScene):
+    """The other one is begun again, too, as torchrun does it; if it lives on, it is shut out, and told so."""
+    server = own_server()
+    it = scene("one rank of two killed, both restarted", server)
+    for _ in range(2):
+        it.generator()
+    ranks = [it.trainer(torch=True, rank=rank, world_size=2) for rank in (0, 1)]
+    it.trained()
+    for times in range(1, 5):
+        with it.fault():
+            hold(it.random.random() * 0.5)
+            killed, other = it.random.sample(ranks, 2)
+            killed.restart()
+            eventually(lambda n=times: len(it.look().errors) == n, "the other one is told", deadline_s=SOON_S)
+            assert "ShutOutError: a newer life of run 'ranks'" in it.account.errors[-1]
+            other.restart()
+    it.account.errors.clear()
+    it.finish()
+    check_again(it)
 
 
 # -- the whole storm

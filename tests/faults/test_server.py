@@ -240,7 +240,6 @@ def test_emptied(own_server: OwnServer, scene: MakeScene, how: str):
     it.check_told(it.ring, "does not know the ring")
 
 
-@pytest.mark.xfail(strict=False, reason="a producer whose last commits the server lost goes on asking in vain (GAP)")
 def test_failover(own_server: OwnServer, proxied: Proxied, scene: MakeScene):
     server = own_server(tcp=True)
     wire = proxied(server)
