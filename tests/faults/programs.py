@@ -101,7 +101,7 @@ def train(
                     _note(diary, batch)
                     if stop.wait(step_s) if step_s else stop.is_set():
                         return
-            except RuntimeError as error:  # how DataLoader says that a worker died
+            except (RuntimeError, OSError, EOFError) as error:  # a worker died; OSError: what it shared went with it
                 if not persist:
                     raise
                 diary.write("survived", f"{error}".replace("\n", " "))

@@ -149,7 +149,7 @@ class Scene:
     def trained(self, more: int = 20, deadline_s: float = SOON_S) -> None:
         """Wait until so many samples more have been trained on."""
         goal = len(self.look().trained) + more
-        self._eventually(lambda: len(self.look().trained) >= goal, f"{more} samples more are trained on", deadline_s)
+        self.awaits(lambda: len(self.look().trained) >= goal, f"{more} samples more are trained on", deadline_s)
 
     def recovers(self, since_ns: int | None = None, deadline_s: float = SOON_S) -> float:
         """Wait until a sample is trained on that was made after the fault; gives the seconds, for the table too."""
@@ -160,12 +160,13 @@ class Scene:
             found[:] = [item.at_ns for item in self.look().trained[-2000:] if item.made_ns > over_ns]
             return bool(found)
 
-        self._eventually(is_back, "it goes on", deadline_s)
+        self.awaits(is_back, "it goes on", deadline_s)
         took_s = (min(found) - over_ns) / 1e9
         self.row.recovered_s = max(self.row.recovered_s, took_s)
         return took_s
 
-    def _eventually(self, holds: Callable[[], bool], what: str, deadline_s: float) -> None:
+    def awaits(self, holds: Callable[[], bool], what: str, deadline_s: float) -> None:
+        """Wait for something; where it does not come, tell how things stand."""
         try:
             eventually(holds, what, deadline_s=deadline_s)
         except AssertionError as error:

@@ -163,7 +163,7 @@ def test_trainers_with_workers_killed(own_server: OwnServer, scene: MakeScene, w
             pids |= {child.pid for child in children}
             if whom == "workers":
                 it.random.choice(children).kill()
-                eventually(lambda n=n: len(it.look().survived) > n, "the training loop is told", deadline_s=ALIVE_S)
+                it.awaits(lambda n=n: len(it.look().survived) > n, "the training loop is told", ALIVE_S)
             else:
                 trainer.restart()
     it.finish()
