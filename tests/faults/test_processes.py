@@ -167,7 +167,10 @@ def test_trainers_with_workers_killed(own_server: OwnServer, scene: MakeScene, w
             else:
                 trainer.restart()
     it.finish()
-    assert all(re.search("DataLoader worker .* (killed|exited)", text) for text in it.account.survived)
+    torchs_words = (
+        "DataLoader worker .* (killed|exited)|Errno|^$"  # or the connection was cut through which it shared memory
+    )
+    assert all(re.search(torchs_words, text) for text in it.account.survived)
     check_again(it)
     eventually(lambda: not any(map(psutil.pid_exists, pids)), "no worker outlives its trainer")
 
