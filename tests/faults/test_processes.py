@@ -290,6 +290,7 @@ for n, batch in enumerate(dataset.loader(num_workers=int(sys.argv[3]))):
 
 def program(folder: Path, *command: str) -> "subprocess.Popen[str]":
     (folder / "my_generator.py").write_text(GENERATOR)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background, and inherited
     return subprocess.Popen(
         [sys.executable, *command], cwd=folder, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
