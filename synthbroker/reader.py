@@ -39,7 +39,7 @@ _GLANCE_S = 0.2
 _BYTES_AT_ONCE = 64 << 20
 _MOST_AT_ONCE = 128  # objects of more live long enough to keep the garbage collector busy
 _SMALL_BYTES = 1 << 18  # so much is made ready of what is in hand anyway
-_FLUSH_AFTER_S = 0.05
+_FLUSH_AFTER_S = 0.005
 _LONGEST_NAME = 100  # of what somebody else may have written
 _LONGEST_REASON = 300
 
@@ -114,16 +114,16 @@ class Reader:
             SynthbrokerError: What went wrong; likewise whatever a user's `transform` or `collate` raised, with its
                 own traceback. Batches made before come first.
         """
+        if self._measures:
+            self.counts.starved.start()
+        while not self._await_batch(None if left is None else _GLANCE_S):
+            if self._acknowledged:
+                self.flush()  # whoever waits has the time; a crash now would have it all come again
+            elif left is not None and left():
+                break
+        if self._measures:
+            self.counts.starved.stop()
         with self._changed:
-            self._waiting = True
-            self._changed.notify_all()
-            if self._measures:
-                self.counts.starved.start()
-            while not self._changed.wait_for(lambda: self._ready or self._ended, None if left is None else _GLANCE_S):
-                if left is not None and left():
-                    break
-            if self._measures:
-                self.counts.starved.stop()
             self._waiting = False
             if self._ready:
                 ready = self._ready.popleft()
@@ -133,6 +133,14 @@ class Reader:
         if self._error is not None:
             raise self._error
         return None
+
+    def _await_batch(self, glance_s: float | None) -> bool:
+        """Wait until there is a batch, or none comes; not for long where something is still to be told."""
+        with self._changed:
+            self._waiting = True
+            self._changed.notify_all()
+            wait_s = max(self._flushed + _FLUSH_AFTER_S - time.monotonic(), 0.0) if self._acknowledged else glance_s
+            return bool(self._changed.wait_for(lambda: self._ready or self._ended, wait_s))
 
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that samples are done with, soon: many batches are told of together, mostly by the reading thread."""

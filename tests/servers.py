@@ -15,10 +15,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 import redis
@@ -199,7 +200,7 @@ class RealServer(RunningServer):
     def _launch(self) -> subprocess.Popen[bytes]:
         self.socket_path.unlink(missing_ok=True)
         with (self.directory / "log").open("ab") as log:
-            process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = _launcher.submit(_start, self._command, log).result()
         end = time.monotonic() + START_DEADLINE_S
         pause_s = 0.002
         while not self._accepts():
@@ -293,6 +294,14 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+# A server dies with the thread that started it (`setpriv --pdeathsig`): it is one that lives as long as this process.
+_launcher = ThreadPoolExecutor(1, "launcher")
+
+
+def _start(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def _die_with_us() -> list[str]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import synthbroker as sb
 from ddp import train
 from servers import RealServer, eventually
-from synthbroker import ranks
+from synthbroker import admin, ranks
 from tools import (
     IN_PARTS,
     SOON_S,
@@ -202,7 +202,10 @@ def test_ranks_whose_ring_is_lost_are_told(
         lost = background(lambda: (taught(server, ring_name, 30), server.client().flushall()))
         told = run(server, ring_name, tmp_path, 2)
         lost.result(SOON_S)
-        end()
+        eventually(lambda: server.client().exists(f"sb:{{{ring_name}}}:meta"), "the producer has made it anew")
+        admin.end(ring_name, url=server.url)  # nobody reads it any more
+        with pytest.raises(sb.RingEndedError):
+            end()
     assert all(isinstance(one, str) for one in told), "one that waits for the other has torch's error"
     assert any("lost ring" in one and "start all of them again" in one for one in told), told
 
