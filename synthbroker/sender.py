@@ -239,7 +239,9 @@ class Sender:
             self.pace.sending_s += time.monotonic() - began
             if self._book(batch, answer):
                 waiting = _Waiting(self.ring.name, self._wait_s)
-            if answer.word == "GAP":
+            if answer.word != "GAP":
+                rejoins = 0
+            else:
                 self._lost = self._proven = True
                 rejoins += 1
                 if rejoins > _MOST_REJOINS:

@@ -13,14 +13,16 @@ from synthbroker.replies import Incarnation, Taken
 
 
 class Table:
-    """Ranks of one run at a ring's table, one reader each."""
+    """Ranks of one run at a ring's table, one reader each; `sat` of them have come."""
 
-    def __init__(self, rig: Rig, ranks: int, share: int, run: str = "run", word: str = "w", **rules: int) -> None:
+    def __init__(
+        self, rig: Rig, ranks: int, share: int, run: str = "run", word: str = "w", sat: int | None = None, **rules: int
+    ) -> None:
         self.rig, self.ranks, self.run, self.word = rig, ranks, run, word
         defaults = {"rounds": 0, "last_share": share, "drop_last": False, "epoch_size": None}
         self.rules = Rules(ranks=ranks, share=share, **defaults | rules)  # type: ignore[arg-type]
-        self.readers = [self.join(rank) for rank in range(ranks)]
-        self.generations = [self.sit(rank) for rank in range(ranks)]
+        self.readers = [self.join(rank) for rank in range(ranks if sat is None else sat)]
+        self.generations = [self.sit(rank) for rank in range(len(self.readers))]
 
     def join(self, rank: int, worker: int = 0) -> Incarnation:
         return self.rig.reader(name=f"{self.run}.r{rank}/{worker}", word=self.word)
@@ -292,6 +294,28 @@ def test_an_earlier_attempt_does_not_come_back(rig: Rig) -> None:
     table.word = "earlier"
     with pytest.raises(ShutOutError):
         table.sit(1, attempt="0")
+
+
+def test_a_rank_that_comes_when_the_others_have_left_gets_what_it_was_dealt(rig: Rig) -> None:
+    rig.open()
+    rig.put(rig.producer(), *range(1, 8))
+    rig.ring.end()
+    table = Table(rig, 2, 2, sat=1)
+    for i, expected in enumerate([[1, 2], [5, 6]]):
+        assert table.numbers(0, i, received=i - 1) == expected
+        rig.ring.acknowledge("train", expected)
+    assert table.numbers(0, 2, received=1) == "END"
+    rig.ring.leave_group(table.readers[0], "train")
+    dealing.rise(rig.ring, "train", table.readers[0], run="run", rank=0, had=str(table.generations[0]))
+    table.readers.append(table.join(1))
+    table.generations.append(table.sit(1))
+    assert table.generations[0] == table.generations[1]
+    assert [table.share(1, i, received=i - 1) for i in range(3)] == [[(3, 1), (4, 1)], [(7, 1), (5, 2)], "END"]
+    rig.ring.acknowledge("train", [3, 4, 7])
+    rig.ring.leave_group(table.readers[1], "train")
+    dealing.rise(rig.ring, "train", table.readers[1], run="run", rank=1, had=str(table.generations[1]))
+    assert not rig.keys.exists(rig.key("rounds:train"))
+    assert padded(rig) == 1
 
 
 def test_the_last_reader_that_leaves_clears_the_table(rig: Rig) -> None:

@@ -9,7 +9,8 @@
 --       SHUT run attempt: a newer life of the run has the table | NORING
 --
 -- `sb:{ring}:rounds:<group>` is the table: epoch run attempt terms generation, seat:<rank> a word, at:<rank> the sitting
--- it reads in; and for each sitting (deal.lua): next, end, hand, deal, got.
+-- it reads in; left: when the last reader did, before all ranks had come; and for each sitting (deal.lua): next, end,
+-- hand, deal, got.
 -- A run is alive while a reader of it is. One that comes to a seat which another life has taken, or that is a later
 -- attempt, lays the table anew: the readers of the former generation are shut out, and what they hold is for the new one.
 
@@ -54,11 +55,23 @@ local function unregister()
   end
 end
 
+-- Whether a rank has yet to come: what it was dealt is kept for it, also where the others have come to the end and left.
+local function is_awaited()
+  for one = 0, (tonumber(string.match(theirs.terms, 'world_size=(%d+)')) or 0) - 1 do
+    if redis.call('hexists', key, 'seat:' .. int(one)) == 0 then return true end
+  end
+  return false
+end
+
 if word == '' then
   if laid and theirs.generation == had and #members(true) == 0 then
     allow_bookkeeping()
-    unregister()
-    redis.call('unlink', key)
+    if is_awaited() then
+      redis.call('hset', key, 'left', string.format('%.3f', now()))
+    else
+      unregister()
+      redis.call('unlink', key)
+    end
   end
   return {'OK', had}
 end
@@ -67,6 +80,7 @@ if laid then
   local seen = last_seen()
   local alive = seen >= now() - after_s
   local same_run = theirs.run == run
+  local left = same_run and tonumber(redis.call('hget', key, 'left')) or 0
   local seated = redis.call('hget', key, 'seat:' .. rank)
   local older = same_run and (tonumber(attempt) or 0) < (tonumber(theirs.attempt) or 0)
   if had ~= '' and had ~= theirs.generation or alive and older then return {'SHUT', theirs.run, theirs.attempt} end
@@ -77,9 +91,11 @@ if laid then
     return {'OK', had}
   end
   if alive and not same_run then return busy end
-  if alive and attempt == theirs.attempt and (not seated or seated == word) then
+  local kept = alive or left >= now() - after_s
+  if kept and attempt == theirs.attempt and (not seated or seated == word) then
     if terms ~= theirs.terms then return busy end
     allow_bookkeeping()
+    redis.call('hdel', key, 'left')
     redis.call('hset', key, 'epoch', ARGV[1], 'seat:' .. rank, word)
     return {'OK', theirs.generation}
   end
