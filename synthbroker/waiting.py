@@ -72,4 +72,18 @@ def end_orphan() -> None:
 def _is_orphan() -> bool:
     """Say whether this is a worker (DataLoader's are daemons) whose parent was killed and could not end it."""
     parent = multiprocessing.parent_process()
-    return parent is not None and multiprocessing.current_process().daemon and not parent.is_alive()
+    if parent is None or not multiprocessing.current_process().daemon:
+        return False
+    # Forked workers inherit the pipes by which the earlier ones see their parent live: alone, those would end one
+    # after the other, a heartbeat apart.
+    return not parent.is_alive() or not _exists(parent.pid)
+
+
+def _exists(pid: int | None) -> bool:
+    try:
+        os.kill(pid or 0, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's by now, or behind a border: its pipe will tell
+    return True

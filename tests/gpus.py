@@ -81,6 +81,10 @@ class Gpus:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "device_count", lambda: 2)
         patch.setattr(torch.cuda, "current_device", lambda: 0)
+        patch.setattr(torch.cuda, "set_device", lambda device: None)  # by DataLoader's thread that pins
+        if hasattr(torch, "accelerator"):  # a torch for CUDA would ask the driver
+            patch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+            patch.setattr(torch.accelerator, "set_device_index", lambda device: None)
         self._really = {name: getattr(torch.Tensor, name) for name in ("copy_", "to")} | {"empty": torch.empty}
         patch.setattr(torch, "empty", self._empty)
         for name in "copy_", "to", "is_pinned", "pin_memory":

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from servers import RealServer, RunningServer, eventually
@@ -151,6 +152,9 @@ def test_a_run_that_was_stopped_for_long_is_doubled_and_counted(
         assert run.await_first_batch(process)
         process.send_signal(signal.SIGSTOP)
         try:
+            stopped = psutil.Process(process.pid)
+            eventually(lambda: stopped.status() == psutil.STATUS_STOPPED, "it stands still")
+            server.client().ping()  # behind what it may have asked for just before
             held = set(pending(server, ring_name, "train"))
             silent = server.client().zrange(f"sb:{{{ring_name}}}:consumers", 0, 0)[0]
             server.client().zadd(f"sb:{{{ring_name}}}:consumers", {silent: 5})  # for longer than claim_after_s

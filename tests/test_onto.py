@@ -238,7 +238,8 @@ def test_a_plain_loaders_workers_refuse_a_device(server, ring_name, dataset, gpu
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:9"])
 def test_without_a_gpu_a_device_is_refused_when_reading_begins(dataset, device, num_workers):
     data = dataset(device=device)
-    with pytest.raises(ValueError, match=f"device '{device}' is not there: torch .* sees 0 GPUs: it was built without"):
+    why = "" if torch.version.cuda else ": it was built without"
+    with pytest.raises(ValueError, match=f"device '{device}' is not there: torch .* sees 0 GPUs{why}"):
         next(iter(data.loader(num_workers=num_workers)))
 
 
