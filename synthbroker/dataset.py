@@ -24,6 +24,7 @@ from synthbroker.ranks import Place
 from synthbroker.ring import Ring
 from synthbroker.seats import Seat
 from synthbroker.shares import Stopwatch
+from synthbroker.waiting import watch_parent
 
 
 def collate(samples: list[Any]) -> Any:
@@ -292,6 +293,8 @@ class RingDataset(IterableDataset[Any]):
             place: In a worker of `loader()`: which rank the training process is, and its sitting.
             starved: In such a worker: where the training process measures how long its loop waits.
         """
+        if get_worker_info() is not None:
+            watch_parent()
         if self._ended and _alone(word):
             held = 0 if word else self.progress.unacknowledged()
             many = self.find_place() is not None

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from threading import Event
+from threading import Event, Thread
 
 from synthbroker import units
 from synthbroker.errors import RingMissingError, StarvedError, SynthbrokerError
@@ -67,6 +67,24 @@ def end_orphan() -> None:
     """
     if _is_orphan():
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def watch_parent() -> None:
+    """Have this worker look after its parent, whatever it waits for itself: a lock that a fork left taken, say."""
+    global _watching
+    if _watching != os.getpid():
+        _watching = os.getpid()
+        Thread(target=_watch_parent, name="synthbroker-watch", daemon=True).start()
+
+
+def _watch_parent() -> None:
+    never = Event()
+    while not never.wait(_GLANCE_S):
+        end_orphan()
+
+
+_watching = 0  # the process that does
+_GLANCE_S = 1.0
 
 
 def _is_orphan() -> bool:
