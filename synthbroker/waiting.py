@@ -18,6 +18,8 @@ log = logging.getLogger("synthbroker")
 
 WARN_EVERY_S = 60.0
 _FIRST_WARNING_S = 5.0  # a ring that is not there may be a misspelt one
+_GLANCE_S = 1.0
+_watching = 0  # the process that looks after its parent
 
 
 class Waiting:
@@ -81,10 +83,6 @@ def _watch_parent() -> None:
     never = Event()
     while not never.wait(_GLANCE_S):
         end_orphan()
-
-
-_watching = 0  # the process that does
-_GLANCE_S = 1.0
 
 
 def _is_orphan() -> bool:
