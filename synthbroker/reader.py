@@ -3,13 +3,11 @@
 import contextlib
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, groupby
-from operator import itemgetter
+from itertools import cycle
 from threading import Condition, Event, Thread
 from typing import Any, TypeVar
 
@@ -27,6 +25,7 @@ from synthbroker.ring import Ring
 from synthbroker.rounds import RoundSource
 from synthbroker.seats import Counts, Found, Seat, Source
 from synthbroker.source import GroupSource
+from synthbroker.telling import Teller
 from synthbroker.wire import Entry
 
 log = logging.getLogger("synthbroker")
@@ -39,7 +38,6 @@ _GLANCE_S = 0.2
 _BYTES_AT_ONCE = 64 << 20
 _MOST_AT_ONCE = 128  # objects of more live long enough to keep the garbage collector busy
 _SMALL_BYTES = 1 << 18  # so much is made ready of what is in hand anyway
-_FLUSH_AFTER_S = 0.005
 _LONGEST_NAME = 100  # of what somebody else may have written
 _LONGEST_REASON = 300
 
@@ -78,16 +76,12 @@ class Reader:
             LiveSource(self._ring, options, seat, self._stop)
             if options.group is None
             else (RoundSource if seat.place else GroupSource)(
-                self._ring, options, seat, self.counts, self._stop, self._is_idle, self._rest, drained
+                self._ring, options, seat, self.counts, self._stop, self._is_idle, drained
             )
         )
         self._ready: deque[Ready] = deque()
         self._ready_bytes = 0
         self._waiting = False
-        self._at_work = False
-        self._flushed = 0.0
-        self._done_bytes = 0
-        self._acknowledged: list[tuple[str, Sequence[int]]] = []  # and the ring has not been told
         self._ended = False
         self._error: BaseException | None = None
         self._changed = Condition()
@@ -98,11 +92,13 @@ class Reader:
         self._plan: Plan | None = None
         self._pool = finish.memory or Pool(MOST_PREFETCHED_BYTES)
         self._thread = Thread(target=self._run, name="synthbroker-reader", daemon=True)
+        self._teller = Teller(self.source.acknowledge, self._is_much, self._fail)
 
     def start(self) -> None:
         """Begin to read, if it has not begun."""
         if not self._thread.ident:
             self._thread.start()
+            self._teller.start()
 
     def next(self, left: Callable[[], bool] | None = None) -> Ready | None:
         """Give the next batch; None at the end of the ring.
@@ -117,9 +113,7 @@ class Reader:
         if self._measures:
             self.counts.starved.start()
         while not self._await_batch(None if left is None else _GLANCE_S):
-            if self._acknowledged:
-                self.flush()  # whoever waits has the time; a crash now would have it all come again
-            elif left is not None and left():
+            if left is not None and left():
                 break
         if self._measures:
             self.counts.starved.stop()
@@ -135,41 +129,23 @@ class Reader:
         return None
 
     def _await_batch(self, glance_s: float | None) -> bool:
-        """Wait until there is a batch, or none comes; not for long where something is still to be told."""
+        """Wait until there is a batch, or none comes."""
         with self._changed:
             self._waiting = True
             self._changed.notify_all()
-            wait_s = max(self._flushed + _FLUSH_AFTER_S - time.monotonic(), 0.0) if self._acknowledged else glance_s
-            return bool(self._changed.wait_for(lambda: self._ready or self._ended, wait_s))
+            return bool(self._changed.wait_for(lambda: self._ready or self._ended, glance_s))
 
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
-        """Say that samples are done with, soon: many batches are told of together, mostly by the reading thread."""
-        with self._changed:
-            self._acknowledged.append((epoch, numbers))
-            self._done_bytes += len(numbers) * self._sample_bytes
-            others_will = self._at_work or self._ready
-        if not others_will or self._owes_much():
-            self.flush()
+        """Say that samples are done with, soon: many batches are told of together."""
+        self._teller.add(epoch, numbers, len(numbers) * self._sample_bytes)
 
-    def _owes_much(self) -> bool:
-        """Say whether what is done with and not told yet would wake producers that wait for room, or is rather old."""
-        much = self._done_bytes * rings.FEWEST_SHARE >= self.source.meta.capacity_bytes
-        return much or time.monotonic() - self._flushed >= _FLUSH_AFTER_S
+    def _is_much(self, nbytes: int) -> bool:
+        """Say whether being done with so many bytes wakes producers that wait for room."""
+        return nbytes * rings.FEWEST_SHARE >= self.source.meta.capacity_bytes
 
     def flush(self) -> None:
-        """Tell the ring what is done with."""
-        with self._changed:
-            told, self._acknowledged, self._done_bytes = self._acknowledged, [], 0
-            self._flushed = time.monotonic()
-        for epoch, some in groupby(told, key=itemgetter(0)):
-            self.source.acknowledge(epoch, [number for _, numbers in some for number in numbers])
-
-    def _rest(self, resting: bool) -> None:
-        """Before the reading thread waits, it tells what is done with; what comes then, the training loop tells."""
-        with self._changed:
-            self._at_work = not resting
-        if resting:
-            self.flush()
+        """Tell the ring what is done with, now."""
+        self._teller.flush()
 
     def close(self) -> None:
         """Stop, and leave the group if `leaves` says so; not before, for what lies ready is not acknowledged yet."""
@@ -179,6 +155,7 @@ class Reader:
         if self._thread.is_alive():
             self._ring.connection.close()  # wakes the thread where it waits for the server
             self._thread.join(_LAST_WORD_S)
+        self._teller.stop(_LAST_WORD_S)
         with contextlib.suppress(SynthbrokerError):
             self.flush()
         self.source.close(leave=self.leaves)
@@ -195,11 +172,17 @@ class Reader:
                 if not self._wait_for_demand() or not self._make(size):
                     break
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the training loop
-            if not self._stop.is_set():  # closing takes the connection away from under whatever waits
-                self._error = error
+            self._fail(error)
         with self._changed:
             self._ended = True
-            self._at_work = False
+            self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        """End with an error; closing takes the connection away from under whatever waits, which is none."""
+        with self._changed:
+            if not self._stop.is_set():
+                self._error = self._error or error
+            self._ended = True
             self._changed.notify_all()
 
     def _wait_for_demand(self) -> bool:
@@ -211,12 +194,7 @@ class Reader:
             return bool(ahead or at_hand or (self._waiting and not self._ready))
 
         with self._changed:
-            idle = not self._stop.is_set() and not wanted()
-        if idle:
-            self._rest(True)
-        with self._changed:
             self._changed.wait_for(lambda: self._stop.is_set() or wanted())
-            self._at_work = True
         return not self._stop.is_set()
 
     def _make(self, size: int) -> bool:
@@ -226,8 +204,6 @@ class Reader:
         self.source.begin()
         while assembly.missing and not (found.ended or found.drained or found.stuck or found.whole):
             if not self._in_hand:
-                if self._owes_much():
-                    self.flush()
                 found = self.source.take(assembly.missing, self._most(), assembly.holding)
                 self.counts.overrun += found.gone
                 assembly.others += found.others

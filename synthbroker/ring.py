@@ -200,16 +200,19 @@ class Ring:
             return Answer("TOOBIG", capacity_bytes=int(reply[1]))
         return replies.full(reply, 1) if reply[0] == b"FULL" else Answer("OK", granted=int(reply[1]))
 
-    def commit(self, who: Incarnation, samples: Sequence[tuple[int, Encoded | Shared]]) -> Answer:
+    def commit(
+        self, who: Incarnation, samples: Sequence[tuple[int, Encoded | Shared]], ahead: tuple[int, int] = (0, 0)
+    ) -> Answer:
         """Send samples and make a prefix of them visible.
 
         Args:
             who: The producer.
             samples: Sequence number and sample, rising by one. What was taken before is passed over, so that this may
                 be repeated when the answer was lost.
+            ahead: Bytes of server memory and samples to ask room for at the same time, as `room` does.
 
         Returns:
-            OK, FULL, GAP or MISSING; `last` says how far it came.
+            OK, FULL, GAP or MISSING; `last` says how far it came, `granted` for how many more there is room.
 
         Raises:
             ServerFullError: The server has no memory for them; nothing of the first that did not fit is visible.
@@ -217,7 +220,8 @@ class Ring:
         seqs = [seq for seq, _ in samples]
         placed = [one if isinstance(one, Shared) else alone([one])[0] for _, one in samples]
         uids = sharing.uids(placed)
-        arguments = [self.epoch, who.name, who.word, *sharing.commit_arguments(seqs, placed, uids)]
+        lease = f"{ahead[0]} {ahead[1]} {LEASE_S}"
+        arguments = [self.epoch, who.name, who.word, lease, *sharing.commit_arguments(seqs, placed, uids)]
         parts = self._set_parts(placed, uids)
         taken = 0
         try:
@@ -237,7 +241,10 @@ class Ring:
             raise ServerFullError(f"{self.connection.where} is out of memory")
         if word == "ERROR":
             raise ServerRefusedError(f"{self.connection.where} answers: {reply[3].decode()}")
-        return replies.full(reply, 3) if word == "FULL" else Answer(word, last=taken, newest=int(reply[2]))
+        if word == "FULL":
+            return replies.full(reply, 3)
+        granted = int(reply[3]) if word == "OK" else 0
+        return Answer(word, last=taken, newest=int(reply[2]), granted=granted)
 
     def wait_for_room(self, room_id: str) -> None:
         """Block until somebody makes room after `room_id`, at most a second."""

@@ -6,11 +6,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Condition, Event, Lock, Thread
 from typing import Any
 
 from synthbroker import losses, sharing, units
+from synthbroker import ring as rings
 from synthbroker.account import ProducerStats
 from synthbroker.errors import (
     RingFullError,
@@ -87,6 +88,7 @@ class Sender:
         self._lost = False  # whether the server does not know the ring, or us, any more
         self._proven = False  # whether it does not know what it committed, under the epoch that we know
         self._missing = 0  # what it does not know, until that is counted
+        self._lease = _NO_LEASE
         self._live = losses.Committed()
         losses.watch(ring)
         self._thread = Thread(target=self._run, name="synthbroker-sender", daemon=True)
@@ -264,9 +266,14 @@ class Sender:
             if answer.granted < len(some):
                 some = self._placed(batch[: answer.granted])
             began = time.monotonic()
-            answer = self.ring.commit(self.who, [(self._committed + 1 + i, one) for i, one in enumerate(some)])
+            ahead, self._lease = self._ahead(some), _NO_LEASE
+            numbered = [(self._committed + 1 + i, one) for i, one in enumerate(some)]
+            answer = self.ring.commit(self.who, numbered, (ahead.cost_bytes, ahead.samples))
+            now = time.monotonic()
+            if answer.granted:
+                self._lease = replace(ahead, until_s=now + rings.LEASE_S / 2)
             beside = [one.sample.payload_bytes for one in some if one.part is not None or one.sample.parts]
-            self._told(sum(beside), time.monotonic() - began)
+            self._told(sum(beside), now - began)
         except ServerFullError as error:
             self._at_once = 1
             return self._make_server_room(batch[0], error)
@@ -281,7 +288,15 @@ class Sender:
         if all(one.part is None and one.sample.inline for one in some):
             return Answer("OK", granted=len(some))
         costs = [one.cost_bytes for one in some]
+        if self._lease.covers(sum(costs), len(costs)):
+            return Answer("OK", granted=len(some))
         return self.ring.room(self.who, sum(costs), len(some), costs=costs)
+
+    def _ahead(self, some: Sequence[Shared]) -> "_Lease":
+        """Say what room to ask for together with a commit: for what waits behind these, if it is like them."""
+        largest = max(one.cost_bytes for one in some)
+        count = min(len(self._queue) - len(some), 2 * self._at_once, MOST_AT_ONCE, MOST_BYTES_AT_ONCE // largest + 1)
+        return _Lease(count * largest, count)
 
     def _refuse_too_big(self, answer: Answer, sample: Encoded) -> None:
         if sample.cost_bytes > answer.capacity_bytes:
@@ -365,6 +380,22 @@ class Sender:
                         self.ring.name, self._committed, lost)  # fmt: skip
         self._count(rejoined=1, lost_by_server=lost)
         self._lost = self._proven = False
+
+
+@dataclass(frozen=True)
+class _Lease:
+    """Room that was granted together with a commit."""
+
+    cost_bytes: int = 0
+    samples: int = 0
+    until_s: float = 0.0
+
+    def covers(self, cost_bytes: int, samples: int) -> bool:
+        """Say whether it is enough, and not about to end."""
+        return cost_bytes <= self.cost_bytes and samples <= self.samples and time.monotonic() < self.until_s
+
+
+_NO_LEASE = _Lease()
 
 
 class _Waiting:

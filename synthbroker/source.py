@@ -51,7 +51,6 @@ class GroupSource:
         counts: Where to count.
         stop: Ends all waiting.
         idle: Says whether the training loop waits for this very reader, which has nothing ready for it.
-        resting: Called with True before this waits for samples, and with False after.
         drained: Called where the training loop waits and there is nothing but what other readers hold, who may wait for
             what this one has not acknowledged.
     """
@@ -66,12 +65,11 @@ class GroupSource:
         counts: Counts,
         stop: Event,
         idle: Callable[[], bool],
-        resting: Callable[[bool], None],
         drained: Callable[[], None],
     ) -> None:
         assert options.group is not None
         self._ring, self._options, self._seat = ring, options, seat
-        self._counts, self._stop, self._idle, self._resting, self._drained = counts, stop, idle, resting, drained
+        self._counts, self._stop, self._idle, self._drained = counts, stop, idle, drained
         self._group = options.group
         word = f"{seat.word}." if seat.word else ""
         self._who = Incarnation(f"{seat.family}/{seat.worker}", word + secrets.token_hex(4))
@@ -304,12 +302,7 @@ class GroupSource:
 
     def _wait(self, wait_id: str) -> None:
         began = time.monotonic()
-        self._resting(True)
-        try:
-            if not self._stop.is_set():  # closing may have come while it was told what is done with
-                self._keep_trying(lambda: self._ring.wait_for_sample(wait_id))
-        finally:
-            self._resting(False)
+        self._keep_trying(lambda: self._ring.wait_for_sample(wait_id))
         self._counts.waiting_s += time.monotonic() - began
 
     def _check(self, waiting: Waiting, *, held: bool) -> None:

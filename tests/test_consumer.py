@@ -226,7 +226,7 @@ def test_a_batch_is_acknowledged_when_the_next_is_asked_for(server, ring_name, r
     stream = iter(reader(batch_size=2, prefetch=0))
     for expected in [1, 2], [3, 4], [5, 6]:
         assert list(next(stream).info.ids) == expected
-        assert pending(server, ring_name, "g") == expected
+        eventually(lambda: pending(server, ring_name, "g") == expected, f"only {expected} are not acknowledged")  # noqa: B023
     assert list(stream) == []
     assert pending(server, ring_name, "g") == []
 

@@ -72,6 +72,7 @@ ORDER = [
     "live",
     "rounds",
     "assemble",
+    "telling",
     "reader",
     "progress",
     "consumer",

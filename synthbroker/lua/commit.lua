@@ -1,12 +1,15 @@
 -- Makes samples of one producer incarnation visible, strictly in the order of their sequence numbers.
 --
--- ARGV  2 producer's name  3 its incarnation  4... runs of samples that differ in little:
+-- ARGV  2 producer's name  3 its incarnation
+--       4 "bytes samples seconds": a lease on room for what is sent next, if all are taken and it is to be had without
+--       evicting what somebody may want; "0 0 0": none
+--       5... runs of samples that differ in little:
 --       "seq count cost payload raw uid parts start", spec, how their heads begin; then two for each of the `count`
 --       samples: how its head goes on, data. (cost: bytes of server memory; payload, raw: its sizes, all for each one; uid
 --       of the send attempt. Of several samples with parts of their own each is a run. start: where the first one's
 --       payload begins in a part that it shares with others, the next one's behind it; "-" where nothing is shared.)
 -- Reply word, last sequence number taken, number of the newest sample; the word says why it stopped:
---       OK all taken | FULL (then: holder room_id live capacity) | GAP a sequence number is missing | MISSING parts are gone
+--       OK all taken (then: samples that there is a lease for) | FULL (then: holder room_id live capacity) | GAP a sequence number is missing | MISSING parts are gone
 --       | OOM | ENDED | UNKNOWN no such producer | SHUT a newer incarnation took over | NORING
 -- A sequence number taken before is a duplicate and counts as success. Its parts are removed only while they are
 -- under expiry: those of the attempt that was committed are not, and must live.
@@ -180,7 +183,7 @@ end
 -- Which samples are next, as far as nothing but room can be in the way: runs, where in them to begin, how many; and why
 -- it is no further.
 local fresh, fresh_count, cost, seq, spare = {}, 0, 0, last, {}
-local i = 4
+local i = 5
 while i <= #ARGV and not stopped do
   local run = read_run(i)
   local known = math.max(math.min(last - run.seq + 1, run.count), 0)
@@ -225,10 +228,23 @@ end
 
 if taken > 0 then redis.call('hset', seqs_key, name, word .. ' ' .. int(last)) end
 allow_bookkeeping()
+
+-- Saves the producer asking for it (the lease of a `drop-oldest` ring that is full must wait until it is needed).
+local function lease_ahead()
+  local bytes, count, seconds = string.match(ARGV[4], '^(%d+) (%d+) (%d+)$')
+  bytes, count = tonumber(bytes), tonumber(count)
+  if stopped or ring.ended or count == 0 then return 0 end
+  use_lease(ring, name, math.huge, math.huge)
+  local granted = fits(ring, bytes, count) or ring.block and make_room(ring, bytes, count, 0)
+  if granted then grant_lease(ring, name, bytes, count, seconds) end
+  return granted and count or 0
+end
+
+local ahead = lease_ahead()
 save_ring(ring)
 if taken > 0 and not ring.block and load_waiting() then tell_room('commit') end
 if duplicates > 0 then redis.call('hincrby', meta_key, 'duplicates', duplicates) end
-local reply = stopped or {'OK'}
+local reply = stopped or {'OK', int(ahead)}
 table.insert(reply, 2, int(last))
 table.insert(reply, 3, int(ring.next - 1))
 return reply

@@ -253,6 +253,13 @@ local function use_lease(ring, name, bytes, count)
   end
 end
 
+-- Reserves room that there is for a producer. The caller saves the ring.
+local function grant_lease(ring, name, bytes, count, seconds)
+  ring.leased_bytes = ring.leased_bytes + bytes
+  ring.leased_samples = ring.leased_samples + count
+  redis.call('hset', leases_key, name, int(bytes) .. ' ' .. int(count) .. ' ' .. string.format('%.3f', now() + seconds))
+end
+
 -- The word and last sequence number of the producer's living incarnation.
 local function load_seq(name)
   local line = redis.call('hget', seqs_key, name)

@@ -44,8 +44,6 @@ if not granted then
   mark_waiting(bytes, count)
   return {'FULL', holder, last_room_id(), int(ring.next - ring.first), int(ring.capacity)}
 end
-ring.leased_bytes = ring.leased_bytes + bytes
-ring.leased_samples = ring.leased_samples + count
-redis.call('hset', leases_key, name, int(bytes) .. ' ' .. int(count) .. ' ' .. string.format('%.3f', now() + ARGV[6]))
+grant_lease(ring, name, bytes, count, ARGV[6])
 save_ring(ring)
 return {'OK', int(count)}
