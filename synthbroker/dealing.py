@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from synthbroker import taking
 from synthbroker.errors import RingMismatchError, ShutOutError
 from synthbroker.replies import Incarnation, Reply, Taken
 from synthbroker.ring import Ring
@@ -136,15 +137,15 @@ def deal(
         reader: Who asks.
         order: What for, as `deal.lua` says it.
         count: So many spare samples.
-        min_fill: As for `Ring.take`.
-        claim_after_s: As for `Ring.take`.
-        producers: As for `Ring.take`.
+        min_fill: As for `taking.ask`.
+        claim_after_s: As for `taking.ask`.
+        producers: As for `taking.ask`.
 
     Returns:
         The script's first word, and what was taken with OK, EMPTY and END.
     """
     told = (group, reader, count, min_fill, claim_after_s, random.getrandbits(31), 0, *producers, order)
-    return ring.giving("deal", told)
+    return taking.answer(taking.begin(ring, "deal", told))
 
 
 def _seat(ring: Ring, group: str, *told: object) -> Reply:

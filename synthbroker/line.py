@@ -112,13 +112,20 @@ class Line:
         Returns:
             What the script answered, and the errors among the answers to the commands.
         """
-        text, digest = script_text(name)
-        self.send(*first, ("EVALSHA", digest, 1, key, *arguments))
+        self.send_script(name, key, *arguments, first=first)
         errors = self._errors(len(first))
+        return self.script_reply(name, key, *arguments), errors
+
+    def send_script(self, name: str, key: str, *arguments: Any, first: Sequence[Sequence[Any]] = ()) -> None:
+        """Send what `script_reply` reads the answer to, behind other commands."""
+        self.send(*first, ("EVALSHA", script_text(name)[1], 1, key, *arguments))
+
+    def script_reply(self, name: str, key: str, *arguments: Any) -> Any:
+        """Read a script's answer; a server that does not know its text learns it."""
         try:
-            return self.reply(), errors
+            return self.reply()
         except redis.exceptions.NoScriptError:
-            return self._script_by_text(text, key, *arguments), errors
+            return self._script_by_text(script_text(name)[0], key, *arguments)
 
     def _script_by_text(self, text: str, key: str, *arguments: Any) -> Any:
         self.send(("EVAL", text, 1, key, *arguments))

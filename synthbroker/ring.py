@@ -3,9 +3,7 @@
 `keys` says which keys there are.
 """
 
-import itertools
 import json
-import random
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,8 +19,7 @@ from synthbroker.errors import (
     ShutOutError,
 )
 from synthbroker.inflow import Inflow
-from synthbroker.line import Line
-from synthbroker.replies import Answer, Given, Incarnation, Meta, Reply, Settings, Taken
+from synthbroker.replies import Answer, Given, Incarnation, Meta, Reply, Settings
 from synthbroker.sharing import Shared, alone
 from synthbroker.wire import Encoded, Slice
 
@@ -105,7 +102,7 @@ class Ring:
 
     def snapshot(self, *, books: bool = False) -> Reply:
         """Read everything about the ring at one instant, as `snapshot.lua` says it."""
-        return self._checked(self.connection.script("snapshot", self._key("meta"), "", int(books)))
+        return self.checked(self.connection.script("snapshot", self._key("meta"), "", int(books)))
 
     def script(self, name: str, *arguments: Any) -> Reply:
         """Run one of the ring's scripts, for the modules that have commands of their own.
@@ -273,67 +270,6 @@ class Ring:
 
     # -- consuming
 
-    def take(
-        self,
-        who: Incarnation,
-        group: str,
-        count: int,
-        *,
-        min_fill: int,
-        claim_after_s: float,
-        producers: Sequence[str],
-        most: int = 0,
-        fresh_only: bool = False,
-    ) -> Taken | None:
-        """Take up to `count` samples for a group; None where the consumer or its group must join first.
-
-        Args:
-            who: The consumer.
-            group: Its group.
-            count: So many are wanted.
-            min_fill: Nothing is given before so many samples are in the ring.
-            claim_after_s: Members silent for longer are dead, and theirs is given first; negative: do not look now.
-            producers: Take only from these, if any are named.
-            most: So many may be given where many more are waiting: a share of the backlog at a time.
-            fresh_only: Nothing that was given before, whatever `reuse` allows.
-        """
-        seed, most = random.getrandbits(31), max(count, most)
-        told = (group, who, count, min_fill, claim_after_s, seed, -most if fresh_only else most, *producers)
-        return self.giving("take", told)[1]
-
-    def giving(self, name: str, told: Sequence[Any]) -> tuple[str, Taken | None]:
-        """Run a script that gives samples; gives its first word, and what it gave, None where the word is another."""
-        with self.connection.line() as line:
-            reply = self._checked(line.script(name, self._key("meta"), self.epoch, *told))
-            word = reply[0].decode()
-            if word not in ("OK", "EMPTY", "DRAINED", "END", "UNSETTLED"):
-                return word, None
-            told_runs = list(zip(reply[4::3], reply[5::3], reply[6::3], strict=True))
-            runs = [run for run in told_runs if run[2] >= 0]
-            found = self._read_entries(line, runs)
-        samples = tuple(
-            [
-                Given(number, uses, replies.fields_of(found[number]))
-                for first, count, uses in runs
-                for number in range(first, first + count)
-                if number in found
-            ]
-        )
-        gone = sum([count for _, count, _ in runs]) - len(samples)
-        others = tuple([number for n, count, uses in told_runs if uses < 0 for number in range(n, n + count)])
-        return word, Taken(word, float(reply[1]), reply[2].decode(), reply[3] == b"1", samples, gone, others)
-
-    def _read_entries(self, line: Line, runs: Sequence[tuple[int, int, int]]) -> dict[int, Reply]:
-        """Read the entries of runs of samples, those that are there."""
-        if not runs:
-            return {}
-        ranges = [("XRANGE", self._key("samples"), f"{n}-0", f"{n + count - 1}-0") for n, count, _ in runs]
-        line.send(*ranges, ("HGET", self._key("meta"), "epoch"))
-        entries = list(itertools.chain.from_iterable([line.reply() for _ in runs]))
-        if line.reply() != self.epoch.encode():
-            raise RingMissingError(f"ring {self.name!r} on {self.connection.where} was made anew")
-        return {replies.number_of(entry_id): fields for entry_id, fields in entries if entry_id.endswith(b"-0")}
-
     def held_by(self, who: Incarnation, group: str, most: int) -> list[tuple[int, int]]:
         """List what a consumer was given and has not acknowledged: number, and how often it was given to anybody."""
         pending = self.connection.call("XPENDING", self._key("samples"), group, "-", "+", most, who)
@@ -349,7 +285,7 @@ class Ring:
             again: This was said before, and the answer was lost.
         """
         told = (epoch or self.epoch, group, int(again))
-        self._checked(self.connection.script("ack", self._key("meta"), *told, *numbers))
+        self.checked(self.connection.script("ack", self._key("meta"), *told, *numbers))
 
     def wait_for_sample(self, after_id: str) -> None:
         """Block until there is an entry behind `after_id`, at most a second."""
@@ -377,25 +313,30 @@ class Ring:
             return ("GET", key)
         return ("GETRANGE", key, one.start, one.start + one.size - 1)
 
+    def checked(self, reply: Reply) -> Reply:
+        """Give what a script answered, unless it says that there is no such ring.
+
+        Raises:
+            RingMissingError: It says so.
+        """
+        if reply[0] == b"NORING":
+            once = ", or not the same one any more" if self.epoch else ""
+            raise RingMissingError(f"there is no ring {self.name!r} on {self.connection.where}{once}")
+        return reply
+
     # -- within
 
     def _key(self, name: str) -> str:
         return self.prefix + name
 
     def _script(self, name: str, *arguments: Any) -> Reply:
-        return self._checked(self.connection.script(name, self._key("meta"), self.epoch, *arguments))
+        return self.checked(self.connection.script(name, self._key("meta"), self.epoch, *arguments))
 
     def _producing(self, name: str, who: Incarnation, *arguments: Any) -> Reply:
         return self._checked_producing(self._script(name, who.name, who.word, *arguments), who)
 
-    def _checked(self, reply: Reply) -> Reply:
-        if reply[0] == b"NORING":
-            once = ", or not the same one any more" if self.epoch else ""
-            raise RingMissingError(f"there is no ring {self.name!r} on {self.connection.where}{once}")
-        return reply
-
     def _checked_producing(self, reply: Reply, who: Incarnation) -> Reply:
-        self._checked(reply)
+        self.checked(reply)
         if reply[0] == b"SHUT":
             raise ShutOutError(f"a newer producer named {who.name!r} took this one's place on ring {self.name!r}")
         if reply[0] == b"ENDED":

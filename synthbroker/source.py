@@ -10,7 +10,7 @@ from functools import partial
 from threading import Event
 from typing import Any
 
-from synthbroker import losses, runs, settings, units
+from synthbroker import losses, runs, settings, taking, units
 from synthbroker import ring as rings
 from synthbroker.errors import (
     RingMissingError,
@@ -77,6 +77,7 @@ class GroupSource:
         self._min_fill = options.min_fill
         self._newest = 0  # the highest number this reader has been given fresh
         self._claimed: set[int] = set()
+        self._coming: taking.Asked | None = None  # what was asked for ahead
         self._memory = losses.Memory()
         self._epoch = ""  # in which this reader was given what it remembers
         losses.watch(ring)
@@ -226,19 +227,11 @@ class GroupSource:
 
     def _try_take(self, count: int, most: int) -> Taken | None:
         """Take once; None where that must be done again, because the server was away or had lost the ring or us."""
-        if self._ring.epoch != self._epoch:  # somebody has looked at the ring, and it is another one
+        coming, self._coming = self._coming, None
+        if coming is None and self._ring.epoch != self._epoch:  # somebody has looked at the ring, and it is another one
             self._join()
         try:
-            taken = self._ring.take(
-                self._who,
-                self._group,
-                count,
-                min_fill=self._min_fill,
-                claim_after_s=self._claim_after_s(),
-                producers=self._options.producers or (),
-                most=most,
-                fresh_only=self._starving.fresh_only,
-            )
+            _, taken = taking.answer(coming or self._ask(count, most))
         except ServerGoneError:
             self._starving.heard()
             return self._keep_trying(self._recover)  # type: ignore[no-any-return]
@@ -249,7 +242,22 @@ class GroupSource:
             self._join()
         else:
             taken = self._noted(taken)
+            if len(taken.samples) > count:  # so many are waiting that the next ones may be looked for already
+                self._coming = self._ask(1, most)
         return taken
+
+    def _ask(self, count: int, most: int) -> taking.Asked:
+        return taking.ask(
+            self._ring,
+            self._who,
+            self._group,
+            count,
+            min_fill=self._min_fill,
+            claim_after_s=self._claim_after_s(),
+            producers=self._options.producers or (),
+            most=most,
+            fresh_only=self._starving.fresh_only,
+        )
 
     def _say_missing(self, error: RingMissingError) -> None:
         now = self._keep_trying(lambda: losses.current_epoch(self._ring))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from servers import RunningServer
+from synthbroker import taking
 from synthbroker.connection import Connection
 from synthbroker.replies import Answer, Incarnation, Meta, Settings, Taken, pairs
 from synthbroker.ring import Ring
@@ -131,9 +132,8 @@ class Rig:
         most: int = 0,
     ) -> Taken:
         """Take for a group that is there."""
-        taken = self.ring.take(
-            who, group, count, min_fill=min_fill, claim_after_s=claim_after_s, producers=producers, most=most
-        )
+        how = {"min_fill": min_fill, "claim_after_s": claim_after_s, "producers": producers, "most": most}
+        _, taken = taking.answer(taking.ask(self.ring, who, group, count, **how))  # type: ignore[arg-type]
         assert taken is not None
         return taken
 

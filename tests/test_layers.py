@@ -54,6 +54,7 @@ ORDER = [
     "replies",
     "keys",
     "ring",
+    "taking",
     "ranges",
     "runs",
     "losses",

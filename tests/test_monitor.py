@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from synthbroker import admin, monitor, texts, wire
+from synthbroker import admin, monitor, taking, texts, wire
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMissingError, ServerGoneError
 from synthbroker.replies import Incarnation, Settings
@@ -46,7 +46,8 @@ class Hands:
         return who
 
     def take(self, who, group, count):
-        taken = self.ring.take(who, group, count, min_fill=1, claim_after_s=-1, producers=())
+        asked = taking.ask(self.ring, who, group, count, min_fill=1, claim_after_s=-1, producers=())
+        _, taken = taking.answer(asked)
         return [sample.number for sample in taken.samples]
 
     def status(self):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from rings import Rig
+from synthbroker import taking
 from synthbroker.replies import Taken
 from synthbroker.ring import Ring
 
@@ -173,13 +174,13 @@ def test_foreign_entries_are_no_part_of_what_is_waiting(rig: Rig) -> None:
 
 def before_reading(monkeypatch: Any, happens: Any) -> None:
     """Let something happen between the script of `take` and the reading of its entries."""
-    read = Ring._read_entries
+    read = taking._read_entries
 
     def late(ring: Ring, *arguments: Any) -> Any:
         happens()
         return read(ring, *arguments)
 
-    monkeypatch.setattr(Ring, "_read_entries", late)
+    monkeypatch.setattr(taking, "_read_entries", late)
 
 
 def test_what_is_evicted_before_it_is_read_is_told(rig: Rig, monkeypatch: Any) -> None:
