@@ -78,7 +78,7 @@ def fetch(sample: Mapping[str, "Array | OnGpu"], *, lent: bool = False) -> Stage
     """
     own = frozenset([name for name, value in sample.items() if isinstance(value, OnGpu)])
     if not own:
-        return Staged(cast(Mapping[str, Array], sample))
+        return Staged(cast("Mapping[str, Array]", sample))
     arrays: dict[str, Array] = {}
     waiting: dict[Any, list[tuple[Any, Bytes]]] = {}
     for name, value in sample.items():
