@@ -65,9 +65,11 @@ local function heal()
   redis.call('hincrby', meta_key, 'foreign', foreign)
 end
 
+local number_text, seq_text = counter(), counter()
+
 -- Answers what the server has against it, if anything.
 local function try_add(entry, length)
-  local reply = redis.pcall('xadd', samples_key, id_of(ring.next), unpack(entry, 1, length))
+  local reply = redis.pcall('xadd', samples_key, number_text(ring.next) .. '-0', unpack(entry, 1, length))
   return type(reply) == 'table' and reply.err and tostring(reply.err)
 end
 
@@ -90,7 +92,7 @@ end
 -- Adds the sample of that place in a run to the stream; answers what the server has against it.
 local function add(run, place)
   local entry, at = run.entry, run.at + PER_SAMPLE * place
-  entry[4] = int(run.seq + place)
+  entry[4] = seq_text(run.seq + place)
   if run.start then entry[14] = run.uid .. '@' .. int(run.start + place * run.size) .. ':1' end
   entry[16], entry[18] = run.begin .. ARGV[at], ARGV[at + 1]
   local length = ARGV[at + 1] == '' and 16 or 18

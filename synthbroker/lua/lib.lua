@@ -28,6 +28,21 @@ local KEYS_AT_ONCE = 1000   -- Lua's unpack is limited by its stack
 
 local function int(number) return string.format('%.0f', number) end
 local function id_of(number) return int(number) .. '-0' end
+
+-- As `int`, for numbers that rise by one: formatting each took a seventh of the time of a commit of small samples.
+local DIGITS = {[0] = '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'}
+local function counter()
+  local tens, text
+  return function(number)
+    local last = number % 10
+    if number - last ~= tens then
+      tens = number - last
+      text = string.sub(int(tens), 1, -2)
+    end
+    return text .. DIGITS[last]
+  end
+end
+
 local function number_of(id) return tonumber(string.match(id, '^%d+')) end
 -- Whether an entry is one of ours: a person may have added others.
 local function is_own(ring, id) return string.match(id, '^%d+%-0$') ~= nil and number_of(id) < ring.next end

@@ -126,9 +126,10 @@ end
 
 -- Makes the next numbers pending for this consumer, as XREADGROUP would.
 local function assign(first, last)
+  local text = counter()
   for start = first, last, STEP do
     local ids = {}
-    for number = start, math.min(start + STEP - 1, last) do ids[#ids + 1] = id_of(number) end
+    for number = start, math.min(start + STEP - 1, last) do ids[#ids + 1] = text(number) .. '-0' end
     for _, word in ipairs({'RETRYCOUNT', '1', 'FORCE', 'JUSTID'}) do ids[#ids + 1] = word end
     redis.call('xclaim', samples_key, name, consumer, 0, unpack(ids))
   end
