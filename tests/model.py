@@ -190,14 +190,21 @@ class Model:
         return "FULL", holders, 0
 
     def commit(
-        self, name: str, word: str, samples: Sequence[tuple[int, int]], sharers: Collection[int] = ()
-    ) -> tuple[str, int, Holders]:
-        """Take samples, given as sequence number and cost; answers word, last taken, who holds the ring up.
+        self,
+        name: str,
+        word: str,
+        samples: Sequence[tuple[int, int]],
+        sharers: Collection[int] = (),
+        ahead: tuple[int, int] = (0, 0),
+    ) -> tuple[str, int, Holders, int]:
+        """Take samples, given as sequence number and cost.
+
+        Answers the word, the last one taken, who holds the ring up, and for how many of those `ahead` there is a lease.
 
         Of those whose sequence numbers are in `sharers`, one that shares a part stays until the next one is taken.
         """
         if self.seqs[name][0] != word:
-            return "SHUT", 0, NOBODY
+            return "SHUT", 0, NOBODY, 0
         before, stopped, holders = self.next, "OK", NOBODY
         fresh: list[tuple[int, int]] = []
         for seq, cost in samples:
@@ -223,9 +230,19 @@ class Model:
             kept = self.next if seq in sharers else 0
             self.next += 1
             self.seqs[name] = (word, seq)
+        leased = self._lease_ahead(name, *ahead) if stopped == "OK" else 0
         if self.next > before and not self.block:
             self.waiting = None
-        return stopped, self.seqs[name][1], holders
+        return stopped, self.seqs[name][1], holders, leased
+
+    def _lease_ahead(self, name: str, cost: int, count: int) -> int:
+        if self.ended or not count:
+            return 0
+        self.leases.pop(name, None)
+        if not self.fits(cost, count) and not (self.block and self.make_room(cost, count)[0]):
+            return 0
+        self.leases[name] = Lease(cost, count)
+        return count
 
     def _use_lease(self, name: str, cost: int, count: int) -> None:
         lease = self.leases.get(name)

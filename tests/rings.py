@@ -133,7 +133,7 @@ class Rig:
     ) -> Taken:
         """Take for a group that is there."""
         how = {"min_fill": min_fill, "claim_after_s": claim_after_s, "producers": producers, "most": most}
-        _, taken = taking.answer(taking.ask(self.ring, who, group, count, **how))  # type: ignore[arg-type]
+        taken = take(self.ring, who, group, count, **how)
         assert taken is not None
         return taken
 
@@ -208,6 +208,12 @@ def check_books(seen: Snapshot, foreign: int = 0) -> None:
         assert group.pending == sum(group.members.values())
         if seen.meta["when_full"] == "block":
             assert group["lost"] == group["evicted_pending"] == 0, "a ring that blocks loses nothing"
+
+
+def take(ring: Ring, who: Incarnation, group: str, count: int, **how: Any) -> Taken | None:
+    """Ask for samples and wait for the answer; None where something must be done first."""
+    how = {"min_fill": 1, "claim_after_s": -1, "producers": ()} | how
+    return taking.answer(taking.ask(ring, who, group, count, **how))[1]
 
 
 def commit_arguments(seq: int, sample: Encoded, uid: str) -> list[Any]:

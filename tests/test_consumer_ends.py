@@ -6,9 +6,9 @@ import math
 import pytest
 
 import synthbroker as sb
+from rings import take
 from servers import eventually
 from synthbroker import ring as rings
-from synthbroker import taking
 from synthbroker.replies import Incarnation
 from tools import (
     IN_PARTS,
@@ -162,8 +162,7 @@ def test_a_full_ring_goes_on_though_a_producer_died_with_a_lease(server, ring_na
         gone, other, dead, waiting = (Incarnation(name, "00") for name in ("gone/0", "other/0", "dead", "waiting"))
         for who, many in (gone, 1), (other, 4):
             ring.join_group(who, "g", "1", {})
-            asked = taking.ask(ring, who, "g", many, min_fill=1, claim_after_s=-1, producers=())
-            assert len(taking.answer(asked)[1].samples) == many
+            assert len(take(ring, who, "g", many).samples) == many
         ring.leave_group(gone, "g")
         for who, word in (dead, "OK"), (waiting, "FULL"):
             ring.join_producer(who, 0, {})

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from synthbroker import admin, monitor, taking, texts, wire
+from rings import take
+from synthbroker import admin, monitor, texts, wire
 from synthbroker.connection import Connection
 from synthbroker.errors import RingMissingError, ServerGoneError
 from synthbroker.replies import Incarnation, Settings
@@ -46,8 +47,7 @@ class Hands:
         return who
 
     def take(self, who, group, count):
-        asked = taking.ask(self.ring, who, group, count, min_fill=1, claim_after_s=-1, producers=())
-        _, taken = taking.answer(asked)
+        taken = take(self.ring, who, group, count)
         return [sample.number for sample in taken.samples]
 
     def status(self):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rings import Rig, check_books
+from rings import Rig, check_books, take
 from synthbroker import keys
 from synthbroker import ring as rings_module
 from synthbroker.connection import Connection
@@ -187,7 +187,7 @@ def test_a_ring_made_again_is_another_one(rig: Rig) -> None:
     assert rig.ring.epoch != old.epoch
     with pytest.raises(RingMissingError, match="not the same one any more"):
         old.room(who, 1, 1)
-    assert rig.ring.take(reader, "train", 1, min_fill=1, claim_after_s=-1, producers=()) is None
+    assert take(rig.ring, reader, "train", 1) is None
     assert rig.put(rig.producer(), 1).last == 1
 
 

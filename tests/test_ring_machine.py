@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from model import COUNTERS, Holders, Model
-from rings import Rig
+from rings import Rig, take
 from servers import RunningServer
 from synthbroker import ranges, runs
 from synthbroker.errors import RingEndedError, RingMismatchError, ShutOutError
@@ -100,8 +100,11 @@ class RingMachine(RuleBasedStateMachine):
         back=st.sampled_from([0, 0, 0, -1, -3, 1]),
         nbytes=sizes,
         runs=st.lists(st.tuples(seldom(4), st.integers(1, 5)), min_size=1, max_size=3),
+        ahead=st.sampled_from([0, 0, 1, 2, 5]),
     )
-    def put_some_that_share_parts(self, name: str, back: int, nbytes: int, runs: list[tuple[bool, int]]) -> None:
+    def put_some_that_share_parts(
+        self, name: str, back: int, nbytes: int, runs: list[tuple[bool, int]], ahead: int
+    ) -> None:
         word, last = self.model.seqs[name]
         seq = first = max(last + 1 + back, 1)
         samples: list[Shared] = []
@@ -112,14 +115,16 @@ class RingMachine(RuleBasedStateMachine):
                 samples.append(Shared(sample_of(nbytes, seq), *place, COSTS[nbytes]))
                 sharers |= set() if alone else {seq}
                 seq += 1
-        expected = self.model.commit(name, word, [(n, COSTS[nbytes]) for n in range(first, seq)], sharers)
-        self._compare(expected, lambda: self.rig.ring.commit(Incarnation(name, word), list(enumerate(samples, first))))
+        room = (ahead * COSTS[nbytes], ahead)
+        expected = self.model.commit(name, word, [(n, COSTS[nbytes]) for n in range(first, seq)], sharers, room)
+        numbered = list(enumerate(samples, first))
+        self._compare(expected, lambda: self.rig.ring.commit(Incarnation(name, word), numbered, room))
 
     def _put(self, name: str, word: str, seqs: range, nbytes: int) -> None:
         expected = self.model.commit(name, word, [(seq, COSTS[nbytes]) for seq in seqs])
         self._compare(expected, lambda: self.rig.put(Incarnation(name, word), *seqs, nbytes=nbytes))
 
-    def _compare(self, expected: tuple[str, int, Holders], commit: Callable[[], Answer]) -> None:
+    def _compare(self, expected: tuple[str, int, Holders, int], commit: Callable[[], Answer]) -> None:
         try:
             answer = commit()
         except ShutOutError:
@@ -127,8 +132,8 @@ class RingMachine(RuleBasedStateMachine):
         except RingEndedError:
             assert expected[0] == "ENDED"
         else:
-            word, last, holders = expected
-            assert (answer.word, answer.last) == (word, last)
+            word, last, holders, leased = expected
+            assert (answer.word, answer.last, answer.granted) == (word, last, leased)
             assert answer.holder in holders
 
     @rule(name=names, nbytes=sizes, count=st.integers(1, 4), needed=st.sampled_from([0, 0, 0, 10_000]))
@@ -257,7 +262,7 @@ class RingMachine(RuleBasedStateMachine):
     def who_is_not_registered_must_join(self, group: str, reader: str) -> None:
         if (group, f"{reader}:c1") not in self.model.seats():
             who = Incarnation(reader, "c1")
-            assert self.rig.ring.take(who, group, 1, min_fill=1, claim_after_s=60, producers=()) is None
+            assert take(self.rig.ring, who, group, 1, claim_after_s=60) is None
 
     # -- runs
 

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from rings import TWO_PARTS, Rig
+from rings import TWO_PARTS, Rig, take
 from synthbroker import cutting, wire
 from synthbroker.errors import RingMismatchError
 from synthbroker.replies import Incarnation
@@ -110,11 +110,11 @@ def test_a_group_that_differs_in_reuse_is_refused_with_both_values(rig: Rig) -> 
 def test_who_is_not_registered_must_join_first(rig: Rig) -> None:
     rig.open()
     stranger = Incarnation("x/0", "w")
-    assert rig.ring.take(stranger, "none", 1, min_fill=1, claim_after_s=-1, producers=()) is None
+    assert take(rig.ring, stranger, "none", 1) is None
     reader = rig.reader()
-    assert rig.ring.take(stranger, "train", 1, min_fill=1, claim_after_s=-1, producers=()) is None
+    assert take(rig.ring, stranger, "train", 1) is None
     rig.ring.leave_group(reader, "train")
-    assert rig.ring.take(reader, "train", 1, min_fill=1, claim_after_s=-1, producers=()) is None
+    assert take(rig.ring, reader, "train", 1) is None
     rig.reader()
     assert rig.take(reader).word == "EMPTY"
 

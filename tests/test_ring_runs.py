@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rings import Rig
+from rings import Rig, take
 from synthbroker import ranges, runs
 from synthbroker.errors import RingMissingError, ShutOutError, UnacknowledgedError
 from synthbroker.replies import Incarnation
@@ -127,7 +127,7 @@ def test_a_former_self_is_shut_out(rig: Rig, what: str) -> None:
     with pytest.raises(ShutOutError, match="'f'"):
         act()
     assert rig.keys.hgetall(rig.key(f"runs:{GROUP}")) == before
-    assert rig.ring.take(who, GROUP, 1, min_fill=1, claim_after_s=1000, producers=()) is None
+    assert take(rig.ring, who, GROUP, 1, claim_after_s=1000) is None
 
 
 def test_only_readers_of_the_same_run_are_shut_out(rig: Rig) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import synthbroker as sb
-from rings import Rig
+from rings import Rig, take
 from servers import RunningServer, eventually
 from synthbroker import starving
 from synthbroker.replies import Incarnation
@@ -200,12 +200,11 @@ def test_nothing_that_was_given_before_is_given_where_only_fresh_ones_are_wanted
     reader = rig.reader(reuse="inf")
     assert rig.numbers(reader, 2) == [1, 2]
     rig.ring.acknowledge("train", [1, 2])
-    more = {"min_fill": 1, "claim_after_s": -1.0, "producers": ()}
-    taken = rig.ring.take(reader, "train", 2, fresh_only=True, **more)
+    taken = take(rig.ring, reader, "train", 2, fresh_only=True)
     assert taken is not None
     assert (taken.word, taken.samples) == ("EMPTY", ())
     rig.put(who, 3)
-    taken = rig.ring.take(reader, "train", 2, fresh_only=True, **more)
+    taken = take(rig.ring, reader, "train", 2, fresh_only=True)
     assert taken is not None
     assert [one.number for one in taken.samples] == [3]
     assert len(rig.numbers(reader, 2)) == 2
