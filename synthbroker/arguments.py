@@ -159,7 +159,9 @@ def _add_ring_options(command: argparse.ArgumentParser) -> None:
     new("--finite", action="store_true", default=None, help="short for --checks '*:finite'")
     new("--reopen", action="store_true", help="begin a new run on a ring that has ended")
     sending = command.add_argument_group("sending").add_argument
-    sending("--codec", default="auto", help="auto, lz4, zstd or raw (default: %(default)s)")
+    sending(
+        "--codec", default="auto", help="auto, lz4, zstd, lz4-bitshuffle, zstd-bitshuffle or raw (default: %(default)s)"
+    )
     sending("--in-flight", type=to.size, default=units.parse_size("160MB"), metavar="SIZE",
             help="most memory for samples on their way, per worker (default: 160MB)")  # fmt: skip
     sending(

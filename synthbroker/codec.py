@@ -3,8 +3,13 @@
 | codec | what it is |
 | --- | --- |
 | raw | the bytes as they lie in memory, C order, little endian |
-| lz4 | Blosc: shuffled by item size, lz4 level 1 |
-| zstd | Blosc: shuffled by item size, zstd level 1 |
+| lz4 | Blosc: bytes shuffled by item size, lz4 level 1 |
+| zstd | Blosc: bytes shuffled by item size, zstd level 1 |
+| lz4-bitshuffle, zstd-bitshuffle | likewise, with single bits shuffled |
+
+Whole bytes suit smooth values and labels (a smooth float32 volume, packed ÷ unpacked: zstd 0.38, lz4 0.58; with bits
+0.57 and 0.73), single bits suit noise and masks (the demo's image: lz4 0.82 at 1.9 GB/s, where zstd of whole bytes makes
+0.83 at 0.25 GB/s and lz4 0.89).
 
 What a codec does not make smaller is sent raw, so that a packed tensor is always shorter than the tensor itself: a
 reader can refuse anything else before it takes memory.
@@ -26,6 +31,8 @@ CODECS: dict[str, Any] = {
     RAW: None,
     "lz4": Blosc(cname="lz4", clevel=1, shuffle=Blosc.SHUFFLE),
     "zstd": Blosc(cname="zstd", clevel=1, shuffle=Blosc.SHUFFLE),
+    "lz4-bitshuffle": Blosc(cname="lz4", clevel=1, shuffle=Blosc.BITSHUFFLE),
+    "zstd-bitshuffle": Blosc(cname="zstd", clevel=1, shuffle=Blosc.BITSHUFFLE),
 }
 # Blosc 1 chunk header: four bytes, then unpacked, block and packed size (c-blosc, README_CHUNK_FORMAT.rst).
 _HEADER = struct.Struct("<4xIII")

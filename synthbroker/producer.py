@@ -61,8 +61,8 @@ class Producer:
         reopen: Begin a new run on a ring that has ended.
         name: Who this is, at most 100 letters, digits, `_ . -`; a newer producer of the same name shuts this one out.
         fields: Names for samples that are tuples.
-        codec: "auto" (what the link and this machine are quickest with, for each field), "lz4", "zstd" or "raw", or a
-            dict that names one for some fields (the others go raw).
+        codec: "auto" (what the link and this machine are quickest with, for each field), "lz4", "zstd",
+            "lz4-bitshuffle", "zstd-bitshuffle" or "raw", or a dict that names one for some fields (the others go raw).
         cast: Makes floats smaller, with a loss: {"image": "float16"}, "bfloat16", or "bitround:12", which keeps 12 bits
             of each mantissa. A sample in which a finite value would become infinite goes to quarantine.
         in_flight: `put` waits while more than this is on its way.

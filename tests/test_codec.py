@@ -87,6 +87,16 @@ def test_the_bytes_of_an_array_that_may_not_be_written_are_seen_too() -> None:
             "zstd",
             "02019102000200000002000036000000140000001e00000028b52ffd600001a50000300000010203000510007c4a281d2546494cc202",
         ),
+        (
+            "lz4-bitshuffle",
+            """0201240200020000000200004f00000014000000280000001300010013ff0100030f0013000f0005
+            10000402000418000402000418000f0200a05000000000000b0000001f000100e7500000000000""",
+        ),
+        (
+            "zstd-bitshuffle",
+            """02019402000200000002000038000000140000002000000028b52ffd
+            600001b50000400000ff00ff00ff00071000bcaa74d759967c990d6d""",
+        ),
     ],
 )
 def test_what_was_packed_once_can_be_unpacked_for_ever(name: str, packed: str) -> None:

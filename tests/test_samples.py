@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import synthbroker as sb
 from servers import RunningServer, eventually
+from synthbroker.codec import CODECS
 from synthbroker.schema import Array
 from tools import same_bits
 
@@ -96,7 +97,7 @@ VIEWS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_comes_back_in_every_shape(server, ring_name, dtype, codec):
     sample = {f"s{i}": noise(dtype, shape, i) for i, shape in enumerate([*SHAPES, (40, 50)])}
@@ -192,7 +193,7 @@ SOME_SHAPES = st.lists(st.integers(0, 7), max_size=4).map(tuple)
 
 @given(
     fields=st.lists(st.tuples(st.sampled_from(DTYPES), SOME_SHAPES, st.booleans()), min_size=1, max_size=5),
-    codec=st.sampled_from(["raw", "lz4", "zstd"]),
+    codec=st.sampled_from(sorted(CODECS)),
     batch_size=st.integers(1, 4),
     samples=st.integers(1, 5),
 )
