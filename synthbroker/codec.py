@@ -8,8 +8,8 @@
 | lz4-bitshuffle, zstd-bitshuffle | likewise, with single bits shuffled |
 
 Whole bytes suit smooth values and labels (a smooth float32 volume, packed ÷ unpacked: zstd 0.38, lz4 0.58; with bits
-0.57 and 0.73), single bits suit noise and masks (the demo's image: lz4 0.82 at 1.9 GB/s, where zstd of whole bytes makes
-0.83 at 0.25 GB/s and lz4 0.89).
+0.57 and 0.73), single bits suit noise and masks (the demo's image: lz4 0.82 at 1.9 GB/s, where zstd of whole bytes
+makes 0.83 at 0.25 GB/s, and lz4 0.89).
 
 What a codec does not make smaller is sent raw, so that a packed tensor is always shorter than the tensor itself: a
 reader can refuse anything else before it takes memory.

@@ -332,7 +332,7 @@ def test_every_dtype_can_be_probed(short):
 
 def test_noise_is_found_not_to_pack():
     noise = np.random.default_rng(0).integers(0, 256, MIB, np.uint8)
-    assert [work.ratio for work in choose.probe(noise).values()] == [1, 1]
+    assert {work.ratio for work in choose.probe(noise).values()} == {1}
 
 
 def test_brains_gain_what_the_issue_asks_for_if_zstd_is_chosen():
