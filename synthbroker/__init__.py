@@ -44,7 +44,8 @@ from synthbroker.states import RingStatus
 from synthbroker.worker import WorkerInfo
 
 if TYPE_CHECKING:
-    from synthbroker.dataset import RingDataset, RingLoader
+    from synthbroker.dataset import RingDataset
+    from synthbroker.loader import RingLoader
 
 __version__ = "0.1.0"
 
@@ -97,10 +98,10 @@ def __getattr__(name: str) -> Any:
     """Import what needs torch when it is asked for (PEP 562)."""
     if name in ("RingDataset", "RingLoader"):
         try:
-            from synthbroker import dataset
+            from synthbroker import dataset, loader
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
             raise MissingExtraError(f"{name} needs torch: pip install 'synthbroker[torch]'") from error
-        return getattr(dataset, name)
+        return dataset.RingDataset if name == "RingDataset" else loader.RingLoader
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

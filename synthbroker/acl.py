@@ -2,8 +2,8 @@
 
 `ROLES` says for each kind of key which commands a role may give, those in our scripts included: scripts run with the
 rights of who calls them. From Redis 7.0 on each line is enforced as it stands (ACL selectors). Redis 6.2 knows no
-selectors: there a role may give any of its commands on any of its keys. `tests/test_acl.py` compares the table with
-what the scripts call.
+selectors: there a role may give any of its commands on any of its keys. `tests/test_acl_rights.py` compares the table
+with what the scripts call.
 
 Nobody here may give EVAL or SCRIPT LOAD: a user runs scripts that the server knows already (EVALSHA), which are ours as
 long as nobody else with all rights loads others. So whoever makes a user loads them (`load_scripts`). The same rights

@@ -12,6 +12,7 @@ from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
 from synthbroker.errors import RingEndedError
 from synthbroker.options import ReadOptions
+from synthbroker.orphan import watch_parent
 from synthbroker.progress import Progress, run_of
 from synthbroker.reader import Reader, Ready
 from synthbroker.ring import Ring
@@ -233,6 +234,7 @@ class Consumer:
         self._ended = False
 
     def __iter__(self) -> Iterator[Any]:
+        watch_parent()
         if self._ended:
             held = self._progress.unacknowledged()
             raise_if_drained(self.options.url, self.options.ring, self.options.group, held)

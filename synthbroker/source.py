@@ -26,7 +26,7 @@ from synthbroker.runs import Run
 from synthbroker.seats import Counts, Found, Seat
 from synthbroker.shares import Share
 from synthbroker.starving import Starving
-from synthbroker.waiting import Waiting, end_orphan, wait_for_ring
+from synthbroker.waiting import Waiting, wait_for_ring
 
 log = logging.getLogger("synthbroker")
 
@@ -376,7 +376,6 @@ class GroupSource:
         return True
 
     def _beat(self) -> None:
-        end_orphan()
         self._ring.beat("consumer", f"{self._group} {self._who}", self._about())
         known = self._epoch
         if known and losses.current_epoch(self._ring) != known:  # the reading thread may wait for a long validation

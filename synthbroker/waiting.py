@@ -1,12 +1,9 @@
 """Waiting with an end: for a ring to be made, for samples to come."""
 
 import logging
-import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Callable
-from threading import Event, Thread
+from threading import Event
 
 from synthbroker import units
 from synthbroker.errors import RingMissingError, StarvedError, SynthbrokerError
@@ -18,8 +15,6 @@ log = logging.getLogger("synthbroker")
 
 WARN_EVERY_S = 60.0
 _FIRST_WARNING_S = 5.0  # a ring that is not there may be a misspelt one
-_GLANCE_S = 1.0
-_watching = 0  # the process that looks after its parent
 
 
 class Waiting:
@@ -31,9 +26,7 @@ class Waiting:
         self._next_warning_s = first_warning_s
 
     def check(self, why: str | Callable[[], str], error: type[SynthbrokerError] = StarvedError) -> None:
-        """Warn each minute; raise an error after `wait_s`, or at once where nobody is left to read for."""
-        if _is_orphan():
-            raise SynthbrokerError("the process that started this reader is gone")
+        """Warn each minute; raise an error after `wait_s`."""
         waited_s = time.monotonic() - self._since
         if waited_s < min(self._wait_s, self._next_warning_s):
             return
@@ -60,46 +53,3 @@ def wait_for_ring(ring: Ring, options: ReadOptions, stop: Event) -> Meta | None:
         waiting.check(why)
         ring.connection.keep_trying(lambda: ring.wait_for_sample("0-0"), options.reconnect_s, stop)
     return None
-
-
-def end_orphan() -> None:
-    """End a worker whose training process was killed: else its heartbeat would keep its samples from all others.
-
-    DataLoader's own look at the parent does not see it where a third process starts the workers ("forkserver").
-    """
-    if _is_orphan():
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def watch_parent() -> None:
-    """Have this worker look after its parent, whatever it waits for itself: a lock that a fork left taken, say."""
-    global _watching
-    if _watching != os.getpid():
-        _watching = os.getpid()
-        Thread(target=_watch_parent, name="synthbroker-watch", daemon=True).start()
-
-
-def _watch_parent() -> None:
-    never = Event()
-    while not never.wait(_GLANCE_S):
-        end_orphan()
-
-
-def _is_orphan() -> bool:
-    """Say whether this is a worker (DataLoader's are daemons) whose parent was killed and could not end it."""
-    parent = multiprocessing.parent_process()
-    if parent is None or not multiprocessing.current_process().daemon:
-        return False
-    # Forked workers inherit the pipes by which the earlier ones see their parent live: alone, those would end one
-    # after the other, a heartbeat apart.
-    return not parent.is_alive() or not _exists(parent.pid)
-
-
-def _exists(pid: int | None) -> bool:
-    try:
-        os.kill(pid or 0, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's by now, or behind a border: its pipe will tell
-    return True

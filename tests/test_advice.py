@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -181,31 +181,32 @@ def test_a_ring_that_is_all_in_the_readers_hands_should_be_bigger(scene: Scene) 
     assert "acknowledge more often" in status.advice
 
 
-def test_a_full_ring_behind_a_slow_network_is_network_bound(own_server: type[RealServer], ring_name: str) -> None:
+@pytest.fixture
+def distant(own_server: type[RealServer], ring_name: str) -> Iterator[tuple[Scene, str]]:
+    """Give a scene, and the URL by which its server is reached through a slow network."""
     server = own_server()
-    with ExitStack() as stack:
-        slow = stack.enter_context(proxy(server))
+    with proxy(server) as slow:
         slow.valve = Valve(4e6)
-        scene = Scene(server.url, ring_name)
-        stack.callback(scene.end)
-        scene.generate(0.0, size=100_000, capacity="8MB")
-        scene.train(0.0, url=slow.url)
-        words = "broker- or network-bound, or busy unpacking: samples are there, and group train"
-        status = scene.advises(words, lambda status: status.blocked_share > 0.1)
-        assert status.fill > 0.5
+        one = Scene(server.url, ring_name)
+        yield one, slow.url
+        one.end()
 
 
-def test_generators_behind_a_slow_network_are_network_bound(own_server: type[RealServer], ring_name: str) -> None:
-    server = own_server()
-    with ExitStack() as stack:
-        slow = stack.enter_context(proxy(server))
-        slow.valve = Valve(4e6)
-        scene = Scene(server.url, ring_name)
-        stack.callback(scene.end)
-        scene.generate(0.0, url=slow.url, size=100_000, capacity="8MB")
-        scene.train(0.0)
-        status = scene.advises("broker- or network-bound: generators spend ")
-        assert status.sending_share > 0.5
+def test_a_full_ring_behind_a_slow_network_is_network_bound(distant: tuple[Scene, str]) -> None:
+    scene, url = distant
+    scene.generate(0.0, size=100_000, capacity="8MB")
+    scene.train(0.0, url=url)
+    words = "broker- or network-bound, or busy unpacking: samples are there, and group train"
+    status = scene.advises(words, lambda status: status.blocked_share > 0.1)
+    assert status.fill > 0.5
+
+
+def test_generators_behind_a_slow_network_are_network_bound(distant: tuple[Scene, str]) -> None:
+    scene, url = distant
+    scene.generate(0.0, url=url, size=100_000, capacity="8MB")
+    scene.train(0.0)
+    status = scene.advises("broker- or network-bound: generators spend ")
+    assert status.sending_share > 0.5
 
 
 def test_a_group_that_nobody_reads_is_named(scene: Scene) -> None:
@@ -238,12 +239,9 @@ def test_the_advice_is_told_to_people_and_to_programs(scene: Scene, capsys: pyte
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_how_long_the_training_loop_waits_is_told_whoever_reads_for_it(
-    server: RealServer, ring_name: str, num_workers: int
-) -> None:
-    scene = Scene(server.url, ring_name)
+def test_how_long_the_training_loop_waits_is_told_whoever_reads_for_it(scene: Scene, num_workers: int) -> None:
     scene.generate(0.02, max_samples=20)
-    dataset = sb.RingDataset(server.url, ring=ring_name, group="train")
+    dataset = sb.RingDataset(scene.url, ring=scene.ring, group="train")
     busy = threading.Event()
 
     def starved() -> list[float]:
@@ -263,4 +261,3 @@ def test_how_long_the_training_loop_waits_is_told_whoever_reads_for_it(
     calm = shares_after(loop, 0.2, 30)
     assert max(calm) < 0.7 * min(hungry), "and slower than that it does not, though its workers wait ahead of it"
     loop.close()
-    scene.end()

@@ -4,17 +4,14 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
 import pytest
 
+from generating import committed, finish, states, stderr, work_in
 from servers import eventually
-from synthbroker import monitor
 from synthbroker.errors import RingFullError
-from synthbroker.generate import generate
 
 GENERATORS = '''
     """Generators that write down, in the current directory, what they begin."""
@@ -59,61 +56,11 @@ GENERATORS = '''
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Work where the generators are, outside of any SLURM job."""
-    (tmp_path / "gen.py").write_text(textwrap.dedent(GENERATORS))
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith(("SLURM_", "SYNTHBROKER_")):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def run(server, ring_name):
-    return lambda target, **options: generate(target, url=server.url, ring=ring_name, **options)
-
-
-@pytest.fixture
-def command(server, ring_name):
-    """Start the command line in a session of its own, as SLURM would."""
-    started = []
-
-    def start(target, *options, **variables):
-        with Path("stderr").open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "synthbroker", "generate", target, "--ring", ring_name, "--url", server.url,
-                 *options],
-                stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True, env=os.environ | variables,
-            )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-@pytest.fixture
-def status(server, ring_name):
-    return lambda: monitor.status(ring_name, url=server.url)
-
-
-def finish(process):
-    stdout, _ = process.communicate(timeout=60)
-    return process.returncode, stdout
-
-
-def stderr():
-    return Path("stderr").read_text()
+    work_in(tmp_path, monkeypatch, GENERATORS)
 
 
 def begun():
     return len(list(Path().glob("begun-*")))
-
-
-def states(status):
-    return sorted(producer.state for producer in status.producers.values())
 
 
 # -- the job's end
@@ -236,7 +183,7 @@ def test_while_there_is_no_room_nothing_is_made_that_would_be_given_up(run, monk
 
 def test_a_worker_that_makes_its_sample_keeps_the_job(command, status):
     process = command("gen:one_slow", "--workers", "2", "--max-samples", "5", "--idle-s", "0.5", "--grace-s", "0.5")
-    eventually(lambda: _committed(status) == 5 and _blocked_s(status) > 3, "one is blocked for long")
+    eventually(lambda: committed(status) == 5 and _blocked_s(status) > 3, "one is blocked for long")
     assert process.poll() is None, "the other may find room"
     Path("go").touch()
     assert finish(process)[0] == 0, stderr()
@@ -252,12 +199,6 @@ def test_room_now_and_then_keeps_the_job(command, status, reader):
         assert process.poll() is None, "it had room half a second ago"
     assert finish(process)[0] == 0, "and ends when nobody reads any more"
     assert "no room" not in stderr()
-
-
-def _committed(status):
-    with contextlib.suppress(Exception):
-        return status().committed
-    return -1
 
 
 def _blocked_s(status):

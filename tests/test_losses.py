@@ -8,7 +8,6 @@ import pytest
 
 import synthbroker as sb
 from logs import KEEPS_ALL, come_back_as_of, mark
-from rings import Rig
 from servers import RealServer, eventually
 from synthbroker import losses
 from synthbroker.replies import Incarnation
@@ -17,7 +16,6 @@ from tools import (
     SOON_S,
     background,
     check_ledger,
-    commit_raw,  # noqa: F401
     counters,
     drain,
     encoded,
@@ -276,93 +274,7 @@ def test_what_an_emptied_server_lost_and_somebody_still_needed_is_counted(
     assert drain(stream) == [10]
 
 
-# -- the scripts
-
-
-def test_the_epoch_counts_on_with_each_other_server_process(rig: Rig) -> None:
-    first = rig.open().epoch
-    assert rig.script("arrive", "", "run1", 0) == ["OK", first]
-    assert rig.script("arrive", first, "run1", 0) == ["OK", first]
-    rig.put(rig.producer(), 1, 2, 3)
-    assert rig.script("arrive", first, "run2", 0) == ["OK", f"{first}.2"]
-    assert rig.script("arrive", first, "run2", 1) == ["OK", f"{first}.2"], "that is settled"
-    assert rig.script("arrive", f"{first}.2", "", 1) == ["OK", f"{first}.3"]
-    found = rig.ring.read_meta()
-    assert (found.bound(first), found.bound(f"{first}.2"), found.bound("other")) == (4, 4, 0)
-    assert rig.ring.epoch == f"{first}.3"
-
-
-def test_no_ring_has_no_epoch_to_count(rig: Rig) -> None:
-    assert rig.script("arrive", "", "run1", 0) == ["NORING"]
-    rig.open()
-
-
-def test_a_group_is_given_back_what_its_members_know(rig: Rig) -> None:
-    first = rig.open().epoch
-    rig.script("arrive", "", "run1", 0)
-    rig.put(rig.producer(), *range(1, 9))
-    one, two = rig.reader(name="f/0"), rig.reader(name="f/1")
-    assert rig.numbers(one, 2) == [1, 2]
-    rig.script("arrive", "", "run2", 0)
-    rig.ring.read_meta()
-    assert rig.take(one).word == "UNSETTLED"
-    assert rig.script("settle", first, "train", "", 0, 1, 3) == ["WAIT"]  # 3 was given, and trained on, unknown to it
-    assert rig.script("settle", first, "train", str(one), 1, 2, 4, 99) == ["WAIT"]
-    assert rig.script("settle", first, "train", str(two), 1, 6) == ["OK"]
-    seen = rig.balance().groups["train"]
-    assert seen.members == {str(one): 2, str(two): 1, "nobody": 1}
-    assert (seen["acknowledged"], seen["delivered"], seen.last_delivered) == (2, 6, 6)
-    assert sorted(rig.numbers(two, 9, claim_after_s=30)) == [5, 7, 8]
-
-
-def test_what_was_evicted_while_members_were_asked_is_booked_once(rig: Rig) -> None:
-    first = rig.open("drop-oldest", max_samples=4).epoch
-    rig.script("arrive", "", "run1", 0)
-    rig.put(who := rig.producer(), 1, 2, 3, 4)
-    one, two = rig.reader(name="f/0"), rig.reader(name="f/1")
-    rig.script("arrive", "", "run2", 0)
-    rig.ring.read_meta()
-    assert rig.script("settle", first, "train", str(one), 1, 1, 2) == ["WAIT"]
-    rig.put(who, 5, 6, 7)
-    assert rig.script("settle", first, "train", str(two), 1, 4) == ["OK"]
-    assert rig.balance().groups["train"].members == {str(one): 0, str(two): 1}
-    assert rig.script("arrive", "", "run3", 0)[0] == "OK"
-    rig.ring.read_meta()
-    assert rig.script("settle", rig.ring.epoch, "train", str(one), 1, 5) == ["WAIT"]
-    rig.put(who, 8, 9, 10)
-    assert rig.script("settle", rig.ring.epoch, "train", str(two), 1) == ["OK"]
-    rig.balance()
-
-
-@pytest.mark.parametrize("gone", ["left", "dead before"])
-def test_who_is_gone_is_not_awaited(rig: Rig, gone: str) -> None:
-    first = rig.open().epoch
-    rig.script("arrive", "", "run1", 0)
-    rig.put(rig.producer(), 1, 2)
-    one, two = rig.reader(name="f/0"), rig.reader(name="f/1")
-    assert rig.numbers(one, 1) == [1]
-    if gone == "dead before":
-        rig.keys.zadd(rig.key("consumers"), {f"train {two}": 1000})
-    rig.script("arrive", "", "run2", 0)
-    if gone == "left":
-        rig.ring.read_meta()
-        rig.ring.leave_group(two, "train")
-    assert rig.script("settle", first, "train", str(one), 1, 1) == ["OK"]
-    rig.ring.read_meta()
-    assert rig.numbers(one) == [2]
-
-
-def test_numbers_of_a_former_epoch_count_as_far_as_they_mean_the_same(rig: Rig) -> None:
-    first = rig.open().epoch
-    rig.script("arrive", "", "run1", 0)
-    rig.put(who := rig.producer(), 1, 2)
-    rig.script("arrive", "", "run2", 0)
-    rig.ring.read_meta()
-    rig.put(who, 3, 4)
-    assert rig.numbers(rig.reader()) == [1, 2, 3, 4]
-    assert rig.script("ack", first, "train", 0, 1, 2, 3, 4) == ["OK", 2, 0, 0]
-    assert rig.balance().groups["train"].pending == 2
-    assert rig.script("ack", "other", "train", 0, 3) == ["NORING"]
+# -- heartbeats meanwhile
 
 
 def test_a_reader_that_is_busy_elsewhere_is_not_taken_for_dead_by_a_server_that_came_back(

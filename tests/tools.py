@@ -53,6 +53,11 @@ def drain(batches: Iterable[Any]) -> list[int]:
     return [n for batch in batches for n in values(batch)]
 
 
+def take(batches: Iterator[Any], count: int) -> list[int]:
+    """Take so many batches, and stay in the loop."""
+    return [n for _ in range(count) for n in values(next(batches))]
+
+
 def same_bits(one: Any, other: Any) -> bool:
     """Say whether two arrays have the same dtype, shape and bytes."""
     return bool((one.dtype, one.shape) == (other.dtype, other.shape) and one.tobytes() == other.tobytes())
