@@ -14,10 +14,9 @@ _READ_BYTES = 256 * 1024
 _TAIL_LINES = 8
 _MOST = 5  # kinds of trouble that are told
 _NEW_LIFE = "DUE TO JOB REQUEUE"
-# A Python exception, the death of a rank as torchrun tells it, the kernel's word; not what follows from those.
-_ERROR = re.compile(
-    r"^(\[rank\d+\]: ?)?([\w.]*(Error|Exception)\b.*|\w+ .* failed \(exitcode: -?\d+\).*|.*oom-kill.*)$"
-)
+# The death of a rank, as torchrun or the kernel tells it: the others then raise; else an exception of Python's.
+_KILLED = re.compile(r"^\w+ .* failed \(exitcode: -(?!15\b)\d+\).*|.*oom-kill.*")  # -15: told to end by others
+_RAISED = re.compile(r"^(\[rank\d+\]: ?)?[\w.]*(Error|Exception)\b.*")
 _FOLLOWS = re.compile(r"\btorch\.distributed\.")
 _VARIES = re.compile(r"\d+")  # times, process ids, tasks: what differs between jobs that fail for the same reason
 
@@ -56,6 +55,7 @@ def _end_of(log: Path) -> str:
         return f"its log cannot be read: {error}"
     lines = text.rpartition(_NEW_LIFE)[2].splitlines()
     tail = lines[-_TAIL_LINES:]
-    first = next((line for line in lines if _ERROR.match(line) and not _FOLLOWS.search(line)), None)
+    told = (line for pattern in (_KILLED, _RAISED) for line in lines if pattern.match(line))
+    first = next((line for line in told if not _FOLLOWS.search(line)), None)
     head = [] if first is None or first in tail else [first, "..."]
     return f"the end of {log}:\n" + ("\n".join(f"  {line}" for line in [*head, *tail]) or "  (it is empty)")

@@ -268,7 +268,8 @@ NOISE = "".join(f"srun: noise {i}\n" for i in range(20))
     ("text", "first"),
     [
         (EARLIER + TORCHRUN + NOISE, "[rank1]: synthbroker.errors.RingMissingError: redis://n1:1/0 lost ring 'brains'"),
-        (KILLED + "torch.distributed.elastic.SignalException: 15\n" + NOISE, KILLED.strip()),
+        ("[rank0]: RuntimeError: closed by peer\n" + KILLED + NOISE, KILLED.strip()),
+        (KILLED.replace("-9", "-15") + "torch.distributed.elastic.SignalException: 15\n" + NOISE, None),
         (
             "slurmstepd: error: Detected 1 oom-kill event(s)\n" + NOISE,
             "slurmstepd: error: Detected 1 oom-kill event(s)",
