@@ -19,6 +19,9 @@ INTERFACE=${INTERFACE:-}
 
 # Nothing to edit from here on.
 RUN=("${RUN[@]:-env}")
+# This job; in an array, this task: the last one's own number is that of the whole array.
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-$SLURM_JOB_ID}
 export SLURM_EXPORT_ENV=ALL   # what srun starts gets all this, also where jobs begin with an empty environment
 export SYNTHBROKER_URL="file://$PWD/broker.json"
 [ -z "$INTERFACE" ] || export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE

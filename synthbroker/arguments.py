@@ -115,7 +115,8 @@ def _add_generate(commands: _Commands) -> None:
     add("--keep-open", action="store_true", help="do not end the ring when all workers are done")
     add("--grace-s", type=to.seconds, default=generate.DEFAULT_GRACE_S, metavar="S",
         help="seconds to finish in after a signal (default: %(default)g)")  # fmt: skip
-    add("--name", help="names the producers NAME-w0, NAME-w1, …: newer ones of the same name shut older ones out")
+    add("--name", help="names the producers NAME-w0, NAME-w1, …, counted on over the processes of `srun -n`: newer "
+        "ones of the same name shut older ones out")  # fmt: skip
     _add_limits(command)
     _add_ring_options(command)
 

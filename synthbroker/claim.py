@@ -1,10 +1,14 @@
 """An endpoint file belongs to one server at a time: whose it is, and who may take it over."""
 
+import os
+import secrets
 import ssl
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from synthbroker import endpoint, probe, settings
+from synthbroker.endpoint import Endpoint
 from synthbroker.errors import EndpointError, ServerStartError
 
 
@@ -16,14 +20,31 @@ def refuse_to_replace(path: Path) -> None:
     """
     with suppress(EndpointError, ssl.SSLCertVerificationError):  # whom nobody would trust, nobody needs to find
         other = endpoint.read(path)
-        job = settings.job()
-        if job.job_id is not None and other.job_id == job.job_id and job.restart_count:
-            return  # this very job, requeued: its former life may linger on a node that SLURM has lost
+        if is_of_former_life(other):
+            return
         if probe.answers(other, patience_s=3.0):
             raise ServerStartError(
                 f"{path} belongs to a server that is running: process {other.pid} on {other.host_name}. "
                 "Use it, stop it, or give this one another endpoint file"
             )
+
+
+def is_of_former_life(other: Endpoint) -> bool:
+    """Say whether a server is of this very job, before it was requeued: it may linger on a node that SLURM has lost."""
+    job = settings.job()
+    return job.job_id is not None and other.job_id == job.job_id and bool(job.restart_count)
+
+
+def announce_successor(path: Path, former: Endpoint) -> None:
+    """Let a server that lingers know, by the file that it looks at, that another one takes its place, and ends it so.
+
+    Nobody answers to the identity that the file then has: clients try again until the successor has written its own.
+
+    Raises:
+        EndpointError: The file cannot be written.
+    """
+    host_name = settings.job().host
+    endpoint.write(path, replace(former, identity=secrets.token_hex(8), pid=os.getpid(), host_name=host_name))
 
 
 def check_own(path: Path, identity: str) -> None:

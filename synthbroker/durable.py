@@ -22,11 +22,14 @@ found by those who knew it before.
 import fcntl
 import logging
 import shutil
+import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from synthbroker import claim
 from synthbroker import endpoint as endpoint_file
 from synthbroker.endpoint import Endpoint
 from synthbroker.errors import EndpointError, ServerStartError
@@ -37,6 +40,8 @@ MEMORY_SHARE = 0.4
 DISK_SHARE = 3  # times the memory of a full ring
 REWRITE_GROWTH_PERCENT = 100
 REWRITE_FROM_BYTES = 256 * 2**20
+LEAVES_S = 180.0  # a lock of a node that is off is let go by the file system's server, NFS after 90 s
+_LOOK_EVERY_S = 0.5
 _SLOWEST_DISK_BYTES_PER_S = 50_000_000
 
 _log = logging.getLogger(__name__)
@@ -77,15 +82,63 @@ class Durable:
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = (self.folder / "lock").open("ab")
+            lock = self._try_lock()
         except OSError as error:
             raise ServerStartError(f"cannot keep rings in {self.folder}: {error}") from error
+        if lock is None:
+            raise ServerStartError(
+                f"another server keeps its rings in {self.folder}{self._who()}: stop that one, or give this one "
+                f"another folder. If that one's node is off for certain: remove {self.folder / 'lock'}"
+            )
+        return lock
+
+    def take_over(self, path: Path, stop: threading.Event) -> None:
+        """Have the former life of this job leave the folder, if it is there, and wait for that.
+
+        It lingers on a node that SLURM has lost; `claim.check_own` ends it. Where it does not leave, `occupy` says so.
+
+        Args:
+            path: The endpoint file of both.
+            stop: Ends the wait.
+
+        Raises:
+            EndpointError: The endpoint file cannot be written.
+        """
+        former, end = self.former(), time.monotonic() + LEAVES_S
+        if former is None or not claim.is_of_former_life(former) or not self._is_occupied():
+            return
+        claim.announce_successor(path, former)
+        _log.warning("a former life of this job%s still has %s: waiting up to %.0f s until it has ended",
+                     self._who(), self.folder, LEAVES_S)  # fmt: skip
+        while self._is_occupied() and time.monotonic() < end and not stop.is_set():
+            threading.Event().wait(_LOOK_EVERY_S)
+
+    def _is_occupied(self) -> bool:
+        with suppress(OSError):
+            lock = self._try_lock()
+            if lock is None:
+                return True
+            lock.close()
+        return False
+
+    def _try_lock(self) -> IO[bytes] | None:
+        lock = (self.folder / "lock").open("ab")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError:
             lock.close()
-            raise ServerStartError(f"another server keeps its rings in {self.folder}: give this one another") from error
+            return None
+        except BaseException:
+            lock.close()
+            raise
         return lock
+
+    def _who(self) -> str:
+        former = self.former()
+        if former is None:
+            return ""
+        of_job = f" of job {former.job_id}" if former.job_id else ""
+        return f" (process {former.pid}{of_job} on {former.host_name}, since {former.started})"
 
     def former(self) -> Endpoint | None:
         """Read the endpoint of the server that was here before."""

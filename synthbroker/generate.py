@@ -100,7 +100,8 @@ def generate(
         ends_in_s: Seconds until this job ends, math.inf: it does not; None: SLURM_JOB_END_TIME says so, if it is set.
         margin_s: How long before that everything shall be over, in seconds.
         idle_s: Stop when none of the workers has had room in the ring for so many seconds; less than `wait_s`.
-        name: Worker i is the producer `{name}-w{i}`; None makes names of job, restart, host and process.
+        name: Worker i is the producer `{name}-w{i}`, counted on over the processes of a SLURM step; None makes names
+            of job, restart, host and process.
         options: As for `Producer`.
 
     Raises:
@@ -112,9 +113,10 @@ def generate(
     limits = _limits(ends_in_s, grace_s=grace_s, margin_s=margin_s, idle_s=idle_s, wait_s=options.get("wait_s", 600.0))
     options |= {"ring": ring, "url": url}
     Producer(name=None if name is None else f"{name}-w{workers - 1}", **options)  # opens nothing: checks all arguments
-    infos = worker_infos(workers, settings.job(), seed=seed, device=device)
+    job = settings.job()
+    infos = worker_infos(workers, job, seed=seed, device=device)
     level, signals = log.getEffectiveLevel(), (*SIGNALS, signal.Signals[f"SIG{stop_signal}"])
-    names = [None if name is None else f"{name}-w{info.index}" for info in infos]
+    names = [None if name is None else f"{name}-w{job.process * workers + info.index}" for info in infos]
     orders = [
         Order(target, info, options | {"name": one}, grace_s, level, limits, signals)
         for info, one in zip(infos, names, strict=True)

@@ -275,7 +275,7 @@ def figures(array: Array) -> str:
 def of_run(run: Run) -> str:
     """Say which jobs were submitted, and how to look at them."""
     width = max(len(role) for role in run.jobs)
-    lines = [f"{role:<{width}}  job {number:<8}  {run.folder / run.logs[role]}" for role, number in run.jobs.items()]
+    lines = [f"{role:<{width}}  job {number:<8}  {run.logs_of(role)}" for role, number in run.jobs.items()]
     return "\n".join([
         *lines,
         "",
@@ -301,4 +301,5 @@ def of_run_status(status: RunStatus) -> RenderableType:
         f"`synthbroker status {one.ring} --url {(status.run.folder / 'broker.json').as_uri()}` says more"
         for one in status.rings
     ]
-    return Group(table, "", f"broker {status.broker}", *rings, *(Text(one, "red") for one in status.troubles))
+    jobs = table if roles else "jobs were submitted by hand: `squeue --me` shows them"
+    return Group(jobs, "", f"broker {status.broker}", *rings, *(Text(one, "red") for one in status.troubles))

@@ -212,6 +212,8 @@ class RoundSource(GroupSource):
         if taken is not None:
             self._memory.note_given(taken.samples)
             self._tried.update(given.number for given in taken.samples)
+            if any(given.uses == 0 for given in taken.samples):
+                self._next_claim = 0.0  # a dead reader left them: there may be more, older than what is fresh
             return taken
         if word == "SHUT":
             raise dealing.shut_out(self._ring, self._group, self._place.rank, self._place.run)

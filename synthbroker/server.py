@@ -164,6 +164,8 @@ def serve(
         EndpointError: The endpoint file cannot be written, or names another server by now.
     """
     claim.refuse_to_replace(path)
+    if config.durable:
+        config.durable.take_over(path, stop)
     with start(config) as server:
         endpoint_file.write(path, server.endpoint)
         try:

@@ -12,17 +12,18 @@ JSON object that says which jobs are this run's:
 """
 
 import json
+import logging
 import re
 import shlex
 import shutil
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synthbroker import books, claim, endpoint, jobs, monitor, probe, settings
+from synthbroker import books, claim, endpoint, jobs, monitor, probe, settings, troubles
 from synthbroker.connection import Connection
 from synthbroker.errors import EndpointError, SlurmError, SynthbrokerError
 from synthbroker.jobs import Job
@@ -38,11 +39,11 @@ _LOGS = {
     "train": "train-%j.out",
     "down": "down-%j.out",
 }
+_LOG_FLAGS = {"-o": "output", "--output": "output", "-e": "error", "--error": "error"}
 _LARGEST_FILE_BYTES = 64 * 1024
-_TAIL_BYTES = 4000
-_TAIL_LINES = 8
 
 Flags = str | Sequence[str]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,14 @@ class Run:
         """Say where a job, or a task of an array, writes."""
         role = next(role for role, number in self.jobs.items() if number == job.job)
         task = job.id.partition("_")[2]
-        words = {"%j": job.job, "%A": job.job, "%a": task if task.isdigit() else "%a"}
+        return self._log(role, task if task.isdigit() else "%a")
+
+    def logs_of(self, role: str) -> Path:
+        """Say where a role's job writes; an array's with a * for the task, as a shell takes it."""
+        return self._log(role, "*")
+
+    def _log(self, role: str, task: str) -> Path:
+        words = {"%j": self.jobs[role], "%A": self.jobs[role], "%a": task}
         return self.folder / re.sub("%[jAa]", lambda found: words[found[0]], self.logs[role])
 
 
@@ -126,7 +134,8 @@ def up(
         folder: Holds the templates, on the file system that all nodes share; `init` puts them there.
         sbatch: More flags of sbatch for all jobs, as a shell would take them or one by one.
         broker, generators, train: More for that one job.
-        without: Roles that are left out.
+        without: Roles that are left out; of a run that is up those stay as they are, so that what has ended can be
+            submitted again by itself.
         down_after: Cancel the others when the training has ended, by a small job that waits for that.
 
     Raises:
@@ -135,33 +144,36 @@ def up(
     """
     there, flags = _folder(folder), {"broker": broker, "generators": generators, "train": train}
     roles = _chosen(there, without, down_after=down_after)
-    _refuse_a_second(there)
-    run = Run(there, {}, {})
+    kept = _still_up(there, roles)
+    run = Run(there, dict(kept.jobs), dict(kept.logs))
     try:
         for role in roles:
             _submit(run, role, [*_words(sbatch), *_words(flags[role])])
         if down_after:
             _submit_down(run, _words(sbatch))
     except BaseException:
-        if run.jobs:
-            jobs.cancel(run.jobs.values())
-            _state_path(there).unlink(missing_ok=True)
+        submitted = [number for role, number in run.jobs.items() if number != kept.jobs.get(role)]
+        if submitted:
+            jobs.cancel(submitted)
+            _write(kept)
         raise
     return run
 
 
 def status(folder: str | Path = ".") -> RunStatus:
-    """Look at a run: its jobs, its broker, and how full its rings are.
+    """Look at a run: its jobs, its broker, and how full its rings are; of jobs submitted by hand: the latter two.
 
     Raises:
         ValueError: There is no run in the folder.
         SlurmError: SLURM does not answer.
     """
-    run = read(folder)
+    there = _folder(folder)
+    by_hand = not _state_path(there).exists() and (there / "broker.json").exists()
+    run = Run(there, {}, {}) if by_hand else read(there)
     order = list(run.jobs.values())
     found = tuple(sorted(jobs.find(order), key=lambda job: order.index(job.job)))
     broker, rings = _look_at_broker(run.folder)
-    return RunStatus(run, found, tuple(_troubles(run, found)), broker, rings)
+    return RunStatus(run, found, tuple(troubles.of_jobs(found, run.log)), broker, rings)
 
 
 def down(folder: str | Path = ".", *, wait_s: float = DOWN_S) -> list[str]:
@@ -221,6 +233,9 @@ def _are_like(pattern: str, value: object) -> bool:
 
 def _write(run: Run) -> None:
     path = _state_path(run.folder)
+    if not run.jobs:
+        path.unlink(missing_ok=True)
+        return
     content = {"format": _FORMAT, "version": _VERSION, "jobs": run.jobs, "logs": run.logs}
     new = path.with_name(f".{path.name}.new")
     new.write_text(json.dumps(content, indent=1) + "\n")
@@ -260,15 +275,23 @@ def _chosen(folder: Path, without: Collection[str], *, down_after: bool) -> list
     return roles
 
 
-def _refuse_a_second(folder: Path) -> None:
+def _still_up(folder: Path, roles: Collection[str]) -> Run:
+    """Give what lives of the run in the folder; none of it may be what is to be submitted."""
+    nothing = Run(folder, {}, {})
     if not _state_path(folder).exists():
-        return
-    living = _living(read(folder))
-    if living:
+        return nothing
+    run = read(folder)
+    living = _living(run)
+    kept = {role: number for role, number in run.jobs.items() if number in living}
+    if not kept:
+        return nothing
+    if not kept.keys().isdisjoint(roles):
+        leave = " ".join(f"--without={role}" for role in ROLES if role in kept)
         raise SlurmError(
             f"{folder} has a run already, jobs {', '.join(living)}: `synthbroker slurm down {folder}` ends it; "
-            "another run needs a folder of its own"
+            f"{leave} leaves these as they are; another run needs a folder of its own"
         )
+    return Run(folder, kept, {role: run.logs[role] for role in kept})
 
 
 def _submit(run: Run, role: str, words: Sequence[str]) -> None:
@@ -288,16 +311,16 @@ def _submit_down(run: Run, words: Sequence[str]) -> None:
 
 def _prepare_log(folder: Path, words: Sequence[str], usual: str) -> str:
     """Make the folder that the log goes to: without it a job fails, and nothing says why."""
-    log = usual
+    said = {"output": usual}
     for word, following in zip(words, [*words, ""][1:], strict=True):
-        if word in ("-o", "--output"):
-            log = following
-        elif word.startswith("--output="):
-            log = word.partition("=")[2]
-    parent = (folder / log).parent
-    if "%" not in str(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-    return log
+        flag, _, value = word.partition("=")
+        if flag in _LOG_FLAGS:
+            said[_LOG_FLAGS[flag]] = value or following
+    for log in said.values():
+        parent = (folder / log).parent
+        if "%" not in str(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+    return said["output"]
 
 
 def _of_run(run: Run) -> list[Job]:
@@ -328,6 +351,11 @@ def _remove_endpoint(path: Path) -> None:
         left = endpoint.read(path)
         if not probe.answers(left, patience_s=3.0):
             claim.remove_own(path, left.identity)
+        else:
+            ending = f"`scancel {left.job_id}` ends it" if left.job_id else f"it is process {left.pid} there"
+            _log.warning(
+                "%s stays: a server that this run did not start answers on %s; %s", path, left.host_name, ending
+            )
 
 
 def _look_at_broker(folder: Path) -> tuple[str, tuple[RingStatus, ...]]:
@@ -343,29 +371,3 @@ def _look_at_broker(folder: Path) -> tuple[str, tuple[RingStatus, ...]]:
         return str(error), ()
     of_job = f", job {named.job_id}" if named.job_id else ""
     return f"{endpoint.redact(named.url())} on {named.host_name}{of_job}, since {named.started}", rings
-
-
-def _troubles(run: Run, found: Sequence[Job]) -> Iterator[str]:
-    alike: dict[tuple[str, str], list[Job]] = {}  # tasks of an array mostly fail for the same reason
-    for job in found:
-        if job.state in ("COMPLETED", "CANCELLED"):
-            continue
-        folder = run.log(job).parent
-        if not folder.is_dir():
-            alike.setdefault((f"fails without a word: there is no folder {folder} for its log", ""), []).append(job)
-        elif job.ended:
-            alike.setdefault((f"ended as {job.state}", _tail(run.log(job))), []).append(job)
-    for (what, tail), ones in alike.items():
-        more = f" (and {len(ones) - 1} more like it)" if len(ones) > 1 else ""
-        where = f"; the end of {run.log(ones[0])}:\n{tail}" if tail else ""
-        yield f"job {ones[0].id} {what}{more}{where}"
-
-
-def _tail(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
-    except OSError as error:
-        return f"  ({error})"
-    return "\n".join(f"  {line}" for line in lines) or "  (it is empty)"

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import synthbroker as sb
 from servers import any_binary, eventually
 from synthbroker import durable, endpoint, monitor, server
 from synthbroker.durable import Durable
-from synthbroker.errors import ServerStartError
+from synthbroker.errors import EndpointError, ServerStartError
 from synthbroker.server import ServerConfig
 from tools import SOON_S, background, drain, number, values
 
@@ -83,8 +84,65 @@ def test_a_server_that_is_killed_loses_nothing_that_it_had_answered(tmp_path: Pa
 
 def test_a_folder_keeps_the_rings_of_one_server_at_a_time(tmp_path: Path) -> None:
     with start(tmp_path) as first:
-        with pytest.raises(ServerStartError, match="another server keeps its rings in"):
+        who = rf"another server keeps its rings in .* \(process {first.endpoint.pid} on .*: stop that one"
+        with pytest.raises(ServerStartError, match=who):
             start(tmp_path)
+        assert ask(first.url, "PING")
+
+
+def lives(folder: Path, stop: threading.Event | None = None) -> tuple[threading.Event, Future[None]]:
+    """Serve as a job does, in a thread: an event that says when it serves, and its end."""
+    config = ServerConfig(durable=Durable(folder / "rings"), maxmemory_bytes=200_000_000)
+    up, stop = threading.Event(), stop or threading.Event()
+    end = background(lambda: server.serve(config, folder / "broker.json", stop=stop, announce=lambda _: up.set()))
+    return up, end
+
+
+def test_a_requeued_job_has_its_former_life_leave_the_rings_and_goes_on_with_them(
+    tmp_path: Path, ring_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former one is on a node that SLURM has lost: it serves on, and its lock is still there."""
+    monkeypatch.setattr(server, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    up, zombie = lives(tmp_path)
+    assert up.wait(SOON_S)
+    url = (tmp_path / "broker.json").as_uri()
+    out = sb.Producer(url, ring=ring_name, capacity="20MB", producers=1)
+    out.put(number(0))
+    out.flush()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    stop = threading.Event()
+    up, successor = lives(tmp_path, stop)
+    with pytest.raises(EndpointError, match="names another server by now"):
+        zombie.result(SOON_S)
+    assert up.wait(SOON_S)
+    out.put(number(1))
+    out.close()
+    assert out.stats.lost_by_server == 0
+    assert drain(sb.Consumer(url, ring=ring_name, group="g")) == [0, 1]
+    stop.set()
+    successor.result(SOON_S)
+
+
+def test_a_former_life_that_does_not_leave_the_rings_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "LEAVES_S", 0.2)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with start(tmp_path / "rings"):  # nobody looks at an endpoint file
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        _, successor = lives(tmp_path)
+        with pytest.raises(ServerStartError, match=r"of job 77 on .*remove .*/lock"):
+            successor.result(SOON_S)
+
+
+def test_the_rings_of_another_job_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with start(tmp_path / "rings") as first:
+        monkeypatch.setenv("SLURM_JOB_ID", "78")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        _, other = lives(tmp_path)
+        with pytest.raises(ServerStartError, match="of job 77"):
+            other.result(SOON_S)
+        assert not (tmp_path / "broker.json").exists()
         assert ask(first.url, "PING")
 
 

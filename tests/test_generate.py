@@ -119,6 +119,13 @@ def test_gpus_are_dealt_out_where_their_number_is_known(monkeypatch, visible, de
     assert [info.device for info in infos] == expected
 
 
+def test_the_processes_of_a_slurm_step_share_a_name_and_number_their_workers_through(run, status, monkeypatch):
+    for process in ("0", "2"):
+        monkeypatch.setenv("SLURM_PROCID", process)
+        run("gen:few", workers=2, name="atlas", keep_open=True)
+    assert set(status().producers) == {"atlas-w0", "atlas-w1", "atlas-w4", "atlas-w5"}
+
+
 def test_a_ring_may_be_left_open(run, status):
     assert not run("gen:few", keep_open=True).ended
     assert not status().ended

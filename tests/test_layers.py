@@ -96,6 +96,7 @@ ORDER = [
     "crew",
     "generate",
     "jobs",
+    "troubles",
     "slurm",
     "__init__",
     "bench",

@@ -312,8 +312,7 @@ def test_what_a_closed_run_did_not_train_on_comes_to_others(server: RealServer, 
 
 def test_a_killed_run_is_taken_over_at_once(server: RealServer, ring_name: str, tmp_path: Path) -> None:
     fill(server, ring_name, range(40))
-    how = {"world_size": 2, "folder": str(tmp_path), "url": server.url, "ring": ring_name, "batch_size": 2}
-    with processes(hold, (0,), (1,), **how) as (_, queue):
+    with processes(hold, (0,), (1,), url=server.url, ring=ring_name, batch_size=2) as (_, queue):
         held = [queue.get(timeout=SOON_S) for _ in range(2)]
     (tmp_path / "again").mkdir()
     steps = run(server, ring_name, tmp_path / "again", 2, batch_size=2)
@@ -321,11 +320,25 @@ def test_a_killed_run_is_taken_over_at_once(server: RealServer, ring_name: str, 
     check_ledger(server, ring_name, "g")
 
 
-def hold(rank: int, told: Any, *, url: str, ring: str, batch_size: int, **_: Any) -> None:
-    """Read one batch as a rank, and keep it until killed."""
-    dataset = sb.RingDataset(url, ring=ring, group="g", batch_size=batch_size, rank=rank, world_size=2)
+def test_all_that_a_former_life_of_the_run_held_comes_before_anything_fresh(server: RealServer, ring_name: str) -> None:
+    """It is the oldest of the ring, which can make no room before it is acknowledged."""
+    fill(server, ring_name, range(400))
+    how = {"name": "run", "ack": "checkpoint", "batch_size": 2}
+    with processes(hold, (0,), (1,), url=server.url, ring=ring_name, steps=20, **how) as (_, queue):
+        for _ in range(2):
+            queue.get(timeout=SOON_S)
+    held = len(pending(server, ring_name, "g"))
+    assert held >= 80
+    streams = [iter(dataset) for dataset in ranks_here(server, ring_name, **how)]
+    seen = [int(n) for _ in range(held // 4) for stream in streams for n in next(stream)["n"]]
+    assert sorted(seen) == list(range(held // 4 * 4))
+
+
+def hold(rank: int, told: Any, *, url: str, ring: str, steps: int = 1, **options: Any) -> None:
+    """Read some batches as a rank, and keep them until killed."""
+    dataset = sb.RingDataset(url, ring=ring, group="g", rank=rank, world_size=2, **options)
     stream = iter(dataset)
-    told.put([int(n) for n in next(stream)["n"]])
+    told.put([int(n) for _ in range(steps) for n in next(stream)["n"]])
     threading.Event().wait()
 
 

@@ -4,10 +4,11 @@ import json
 import os
 import re
 import subprocess
+from dataclasses import replace
 
 import pytest
 
-from synthbroker import jobs, settings, slurm
+from synthbroker import endpoint, jobs, report, server, settings, slurm, troubles
 from synthbroker.errors import SlurmError
 
 TEMPLATES = sorted(slurm.templates().glob("*.sbatch"))
@@ -163,3 +164,159 @@ def test_jobs_that_do_not_go_are_named(tmp_path, monkeypatch):
     with pytest.raises(SlurmError, match=r"still there 0 s after they were cancelled: 1 \(COMPLETING\)"):
         slurm.down(tmp_path, wait_s=0)
     assert (tmp_path / "jobs.json").exists()
+
+
+# -- what is up, and what is submitted again
+
+
+class Queue:
+    """Stands for SLURM: numbers jobs from 11 on, says that they run, and refuses what has the flag --refuse."""
+
+    def __init__(self, folder):
+        self.folder, self.states, self.submitted, self.cancelled = folder, {}, {}, []
+
+    def submit(self, script, folder, options):
+        if "--refuse" in options:
+            raise SlurmError("refused")
+        number = str(11 + len(self.states))
+        self.states[number] = "RUNNING"
+        self.submitted[number] = (script.name, [word for word in options if word.startswith("--dependency")])
+        return number
+
+    def find(self, numbers):
+        return [
+            jobs.Job(number, number, self.states[number], "None", "n1", "0:01", "1:00", str(self.folder))
+            for number in numbers
+        ]
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    made = Queue(tmp_path)
+    monkeypatch.setattr(jobs, "submit", made.submit)
+    monkeypatch.setattr(jobs, "find", made.find)
+    monkeypatch.setattr(jobs, "cancel", made.cancelled.extend)
+    slurm.init(tmp_path)
+    assert slurm.up(tmp_path).jobs == {"broker": "11", "generators": "12", "train": "13"}
+    return made
+
+
+def test_what_has_ended_is_submitted_again_beside_what_is_up(tmp_path, queue):
+    queue.states["13"] = "FAILED"
+    again = slurm.up(tmp_path, without=["broker", "generators"])
+    assert queue.submitted["14"] == ("train.sbatch", ["--dependency=after:11"])
+    assert again.jobs == {"broker": "11", "generators": "12", "train": "14"} == slurm.read(tmp_path).jobs
+    queue.states["11"] = "TIMEOUT"
+    assert slurm.up(tmp_path, without=["train", "generators"]).jobs == again.jobs | {"broker": "15"}
+    assert queue.submitted["15"] == ("broker.sbatch", [])
+    assert queue.cancelled == []
+
+
+def test_what_is_up_is_not_submitted_twice_and_the_way_to_leave_it_is_told(tmp_path, queue):
+    queue.states["13"] = "FAILED"
+    with pytest.raises(SlurmError, match=r"jobs 11, 12: .*--without=broker --without=generators leaves these"):
+        slurm.up(tmp_path, without=["broker"])
+    assert set(queue.submitted) == {"11", "12", "13"}
+
+
+def test_a_refusal_takes_only_what_was_submitted_with_it(tmp_path, queue):
+    queue.states |= {"12": "COMPLETED", "13": "FAILED"}
+    with pytest.raises(SlurmError, match="refused"):
+        slurm.up(tmp_path, without=["broker"], train="--refuse")
+    assert queue.cancelled == ["14"]
+    assert slurm.read(tmp_path).jobs == {"broker": "11"}
+
+
+def test_a_refusal_of_the_first_job_leaves_what_is_known_of_an_ended_run(tmp_path, queue):
+    queue.states |= dict.fromkeys(queue.states, "FAILED")
+    with pytest.raises(SlurmError, match="refused"):
+        slurm.up(tmp_path, broker="--refuse")
+    assert slurm.read(tmp_path).jobs == {"broker": "11", "generators": "12", "train": "13"}
+
+
+def test_folders_for_both_kinds_of_log_are_made(tmp_path, queue):
+    queue.states |= dict.fromkeys(queue.states, "FAILED")
+    slurm.up(
+        tmp_path, broker="--job-name error -o a/%j.out -e b/%j.err", train=["--error=c/%j.err", "--output=d/%j.out"]
+    )
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"a", "b", "c", "d", "logs"}
+
+
+def test_names_of_logs_are_told_as_they_are(tmp_path, queue):
+    run = slurm.read(tmp_path)
+    names = [run.logs_of(role).name for role in slurm.ROLES]
+    assert names == ["broker-11.out", "generators-12_*.out", "train-13.out"]
+    assert "logs/generators-12_*.out" in report.of_run(run)
+
+
+# -- what went wrong
+
+EARLIER = "ValueError: of an earlier life\n*** JOB 7 ON n1 CANCELLED AT 12:00:00 DUE TO JOB REQUEUE ***\n"
+TORCHRUN = """\
+step 10
+[rank1]: Traceback (most recent call last):
+[rank1]: synthbroker.errors.RingMissingError: redis://n1:1/0 lost ring 'brains'
+E1126 18:08:26.306000 31982 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1) local_rank: 0
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+"""
+KILLED = "E1126 18:08:26.3 1 torch/distributed/elastic/api.py:1] failed (exitcode: -9) local_rank: 0 (pid: 7)\n"
+NOISE = "".join(f"srun: noise {i}\n" for i in range(20))
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        (EARLIER + TORCHRUN + NOISE, "[rank1]: synthbroker.errors.RingMissingError: redis://n1:1/0 lost ring 'brains'"),
+        ("[rank0]: RuntimeError: closed by peer\n" + KILLED + NOISE, KILLED.strip()),
+        (KILLED.replace("-9", "-15") + "torch.distributed.elastic.SignalException: 15\n" + NOISE, None),
+        (
+            "slurmstepd: error: Detected 1 oom-kill event(s)\n" + NOISE,
+            "slurmstepd: error: Detected 1 oom-kill event(s)",
+        ),
+        (EARLIER + NOISE, None),
+        (NOISE + "ValueError: at the end\n", None),
+    ],
+)
+def test_the_first_error_is_shown_before_the_end_of_the_log(tmp_path, text, first):
+    log = tmp_path / "train-7.out"
+    log.write_text(text)
+    job = jobs.Job("7", "7", "FAILED", "None", "n1", "0:01", "1:00", str(tmp_path))
+    [told] = troubles.of_jobs([job], lambda _: log)
+    lines = told.splitlines()
+    assert lines[0] == f"job 7 ended as FAILED; the end of {log}:"
+    assert lines[1:3] == ([f"  {first}", "  ..."] if first else lines[1:3])
+    assert (len(lines), "earlier life" in told) == (11 if first else 9, False)
+
+
+def test_jobs_that_fail_alike_are_told_once_and_many_kinds_are_cut_short(tmp_path):
+    def log_of(job):
+        return tmp_path / f"generators-{job.job}_{job.id}.out"
+
+    found = [jobs.Job("3", str(i), "FAILED", "None", "n1", "0:01", "1:00", str(tmp_path)) for i in range(20)]
+    for i, job in enumerate(found):
+        why = "the simulator diverged" if i < 12 else chr(ord("a") + i)
+        log_of(job).write_text(f"2026-11-26 18:07:{10 + i},420 ERROR worker 0 failed: RuntimeError: {why}\n")
+    told = list(troubles.of_jobs(found, log_of))
+    assert told[0].startswith("job 0 (and 11 more like it) ended as FAILED")
+    assert told[-1] == "and 4 more jobs failed, 16 for example: see their logs"
+    assert len(told) == 6
+
+
+def test_of_jobs_submitted_by_hand_the_broker_is_shown(tmp_path, monkeypatch):
+    fake(tmp_path, "squeue", "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with server.start() as running:
+        endpoint.write(tmp_path / "broker.json", running.endpoint)
+        seen = slurm.status(tmp_path)
+        assert f":{running.endpoint.port}" in seen.broker
+        assert (seen.run.jobs, seen.jobs) == ({}, ())
+
+
+def test_a_server_that_is_none_of_the_run_is_named_and_left(tmp_path, queue, caplog):
+    queue.states |= dict.fromkeys(queue.states, "COMPLETED")
+    with server.start() as running:
+        endpoint.write(tmp_path / "broker.json", replace(running.endpoint, job_id="99"))
+        assert slurm.down(tmp_path) == []
+        assert "`scancel 99` ends it" in caplog.text
+    assert (tmp_path / "broker.json").exists()

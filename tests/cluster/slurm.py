@@ -101,6 +101,16 @@ class Cluster:
         daemon.kill()
         daemon.wait()
         eventually(lambda: not self._kill(node), "nothing runs on it")
+        self._take_for_lost(node)
+
+    def cut_node_off(self, node: str) -> None:
+        """Let SLURM lose it, while what runs there goes on."""
+        daemon = self._daemons.pop(node)
+        daemon.kill()
+        daemon.wait()
+        self._take_for_lost(node)
+
+    def _take_for_lost(self, node: str) -> None:
         # The controller would find out by itself, after SlurmdTimeout.
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 

@@ -68,6 +68,31 @@ def test_a_generator_whose_time_is_over_goes_back_into_the_queue(run):
     assert run.ring().ledger.balanced
 
 
+def test_the_last_task_of_an_array_goes_back_into_the_queue_alone(run):
+    """Its job has the number of the whole array."""
+    run.up("--without=train", "--generators=--array=0-1")
+    first, last = (f"{run.job('generators')}_{task}" for task in (0, 1))
+    eventually(lambda: run.ring() and len(run.ring().producers) == 2, "both generate", deadline_s=SOON_S)
+    assert run.cluster.shown(last)["JobId"] == run.job("generators")
+    assert run.log("generators").count("this job ends in") == 2
+    run.cluster.run("scancel", "--signal=USR1", last)
+    eventually(lambda: run.cluster.shown(last)["Restarts"] == "1", "it is requeued", deadline_s=SOON_S)
+    eventually(lambda: any("_1r1-" in name for name in run.ring().producers), "it is there again", deadline_s=SOON_S)
+    shown = run.cluster.shown(first)
+    assert (shown["Restarts"], shown["JobState"]) == ("0", "RUNNING")
+
+
+def test_a_ring_that_counts_its_generators_ends_when_all_tasks_are_done_whatever_was_requeued(run):
+    run.up("--without=train", "--generators=--array=0-2", PRODUCERS="3", GENERATOR="sums:thirty", PAUSE_S="0.3")
+    eventually(lambda: run.ring() and len(run.ring().producers) == 3, "all generate", deadline_s=SOON_S)
+    task = run.job("generators") + "_1"
+    run.cluster.run("scontrol", "requeue", task)
+    eventually(lambda: run.ring().ended, "the ring ends", deadline_s=SOON_S)
+    assert run.cluster.shown(task)["Restarts"] == "1"
+    assert set(run.ring().producers) == {f"{run.job('generators')}_{i}-w0" for i in range(3)}
+    assert run.ring().ledger.balanced
+
+
 def test_a_generator_that_finds_the_ring_full_gives_its_node_back(run):
     run.up("--without=train", "--generators=--array=0", GENERATE_OPTIONS="--max-samples 20", IDLE_S="3")
     run.await_state("COMPLETED", run.job("generators"))
@@ -115,6 +140,38 @@ def test_a_broker_whose_node_is_lost_begins_again_on_another_and_all_find_it(run
     record_property("gap", f"broker lost, {kind}: it serves again after {served_s:.1f} s, samples after {gap_s:.1f} s")
 
 
+def test_a_durable_broker_that_runs_on_on_a_lost_node_leaves_its_rings_to_its_next_life(run):
+    run.up("--without=train", *APART, DURABLE=str(run.folder / "rings"))
+    first = run.await_broker()
+    run.await_samples(more_than=20)
+    run.cluster.cut_node_off(run.shown("broker")["NodeList"])
+    eventually(lambda: "a former life of this job" in run.log("broker"), "it waits", deadline_s=SOON_S)
+    eventually(lambda: run.log("broker").count("serving on") == 2, "another broker", deadline_s=SOON_S)
+    second = run.await_broker()
+    assert second.identity != first.identity
+    assert "names another server by now" in run.log("broker")
+    run.await_samples(more_than=run.committed())
+    assert "had committed it lost 0" in run.log("generators")
+    assert sb.audit("brains", url=run.url).balanced
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["in memory", "durable"])
+def test_a_broker_whose_time_is_nearly_over_is_requeued_if_its_rings_are_kept(run, durable):
+    run.up("--without=train", *APART, DURABLE=str(run.folder / "rings") if durable else "")
+    first = run.await_broker()
+    run.await_samples()
+    run.cluster.run("scancel", "--batch", "--signal=USR1", run.job("broker"))
+    if durable:
+        eventually(lambda: run.shown("broker")["Restarts"] == "1", "it is requeued", deadline_s=SOON_S)
+        eventually(lambda: run.await_broker().identity != first.identity, "another broker", deadline_s=SOON_S)
+    run.await_samples(more_than=run.committed() + 10)
+    assert run.shown("broker")["Restarts"] == str(int(durable))
+    assert (run.await_broker().identity == first.identity) == (not durable)
+    assert run.ring().ledger.balanced
+    run.cli("down")
+    assert run.log("broker").strip().endswith("stopped")
+
+
 def test_a_training_goes_on_over_a_broker_that_is_requeued(run):
     run.up(*APART, f"--train=--nodelist={PUFFIN}", DURABLE=str(run.folder / "rings"), TRAIN="train.py 400")
     eventually(lambda: run.ring() and run.ring().groups.get("train"), "it trains", deadline_s=SOON_S)
@@ -130,7 +187,7 @@ def test_a_training_goes_on_over_a_broker_that_is_requeued(run):
 
 
 def test_a_training_that_is_told_that_its_time_is_over_goes_on_where_it_was(run):
-    run.up("--generators=--array=0", TRAIN="resume.py 60", SAVE_S="10")
+    run.up("--generators=--array=0", TRAIN="resume.py 60", SAVE_S="600")  # it takes no longer than it must
     steps = run.folder / "steps"
     eventually(lambda: steps.exists() and steps.stat().st_size, "it trains", deadline_s=SOON_S)
     run.cluster.run("scancel", "--batch", "--signal=USR2", run.job("train"))

@@ -25,7 +25,7 @@ def endless(worker):
 def thirty(worker):
     for n in range(30):
         yield _make(worker, n)
-        _PAUSE.wait(0.02)
+        _PAUSE.wait(float(os.environ.get("PAUSE_S", "0.02")))
 
 
 def environment(worker):
