@@ -35,6 +35,7 @@ MOST_BYTES_AT_ONCE = 16 * 2**20
 ENCODE_AHEAD_BYTES = 64 * 2**20  # no further, so that a codec that is chosen anew soon takes effect
 WARN_EVERY_S = 60.0
 _MOST_REJOINS = 5
+_RING_SHARE = 16  # at most this part of a ring is kept for what comes next
 _NOBODY_HOLDS = "no group reads it yet, or other producers have reserved what is left"
 
 
@@ -288,15 +289,19 @@ class Sender:
         if all(one.part is None and one.sample.inline for one in some):
             return Answer("OK", granted=len(some))
         costs = [one.cost_bytes for one in some]
-        if self._lease.covers(sum(costs), len(costs)):
-            return Answer("OK", granted=len(some))
+        covered = self._lease.covers(costs)
+        if 2 * covered >= len(costs):
+            return Answer("OK", granted=covered)
         return self.ring.room(self.who, sum(costs), len(some), costs=costs)
 
     def _ahead(self, some: Sequence[Shared]) -> "_Lease":
-        """Say what room to ask for together with a commit: for what waits behind these, if it is like them."""
+        """Say what room to ask for with a commit: for as much again, if it seems to come, but for little of a ring."""
+        capacity_bytes, max_samples = self._limits()
         largest = max(one.cost_bytes for one in some)
-        count = min(len(self._queue) - len(some), 2 * self._at_once, MOST_AT_ONCE, MOST_BYTES_AT_ONCE // largest + 1)
-        return _Lease(count * largest, count)
+        count = min(2 * self._at_once, MOST_AT_ONCE, min(MOST_BYTES_AT_ONCE, capacity_bytes // _RING_SHARE) // largest)
+        count = min(count, max_samples // _RING_SHARE) if max_samples else count
+        more_comes = len(self._queue) > len(some) or len(some) == MOST_AT_ONCE
+        return _Lease(count * largest, count) if more_comes else _NO_LEASE
 
     def _refuse_too_big(self, answer: Answer, sample: Encoded) -> None:
         if sample.cost_bytes > answer.capacity_bytes:
@@ -390,9 +395,12 @@ class _Lease:
     samples: int = 0
     until_s: float = 0.0
 
-    def covers(self, cost_bytes: int, samples: int) -> bool:
-        """Say whether it is enough, and not about to end."""
-        return cost_bytes <= self.cost_bytes and samples <= self.samples and time.monotonic() < self.until_s
+    def covers(self, costs: Sequence[int]) -> int:
+        """Say for how many of the first samples it is enough, given what each takes; for none if it is about to end."""
+        if time.monotonic() >= self.until_s:
+            return 0
+        sums = itertools.accumulate(costs[: self.samples])
+        return sum(1 for cost_bytes in sums if cost_bytes <= self.cost_bytes)
 
 
 _NO_LEASE = _Lease()
