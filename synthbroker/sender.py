@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Condition, Event, Lock, Thread
 from typing import Any
 
@@ -25,6 +25,7 @@ from synthbroker.packing import Outgoing
 from synthbroker.quality import Quality
 from synthbroker.replies import Answer, Incarnation, Meta
 from synthbroker.ring import Ring
+from synthbroker.room import NO_LEASE, Lease, Patience
 from synthbroker.sharing import Shared
 from synthbroker.wire import Encoded
 
@@ -33,10 +34,8 @@ log = logging.getLogger("synthbroker")
 MOST_AT_ONCE = 256
 MOST_BYTES_AT_ONCE = 16 * 2**20
 ENCODE_AHEAD_BYTES = 64 * 2**20  # no further, so that a codec that is chosen anew soon takes effect
-WARN_EVERY_S = 60.0
 _MOST_REJOINS = 5
 _RING_SHARE = 16  # at most this part of a ring is kept for what comes next
-_NOBODY_HOLDS = "no group reads it yet, or other producers have reserved what is left"
 
 
 class Sender:
@@ -89,7 +88,7 @@ class Sender:
         self._lost = False  # whether the server does not know the ring, or us, any more
         self._proven = False  # whether it does not know what it committed, under the epoch that we know
         self._missing = 0  # what it does not know, until that is counted
-        self._lease = _NO_LEASE
+        self._lease = NO_LEASE
         self._live = losses.Committed()
         losses.watch(ring)
         self._thread = Thread(target=self._run, name="synthbroker-sender", daemon=True)
@@ -227,7 +226,7 @@ class Sender:
             self._begun_bytes += outgoing.nbytes
 
     def _deliver(self, batch: list[Encoded]) -> None:
-        waiting = _Waiting(self.ring.name, self._wait_s)
+        waiting = Patience(self.ring.name, self._wait_s)
         rejoins = 0
         while batch and not self._stop.is_set():
             began = time.monotonic()
@@ -241,7 +240,7 @@ class Sender:
                 continue
             self.pace.sending_s += time.monotonic() - began
             if self._book(batch, answer):
-                waiting = _Waiting(self.ring.name, self._wait_s)
+                waiting = Patience(self.ring.name, self._wait_s)
             if answer.word != "GAP":
                 rejoins = 0
             else:
@@ -267,7 +266,7 @@ class Sender:
             if answer.granted < len(some):
                 some = self._placed(batch[: answer.granted])
             began = time.monotonic()
-            ahead, self._lease = self._ahead(some), _NO_LEASE
+            ahead, self._lease = self._ahead(some), NO_LEASE
             numbered = [(self._committed + 1 + i, one) for i, one in enumerate(some)]
             answer = self.ring.commit(self.who, numbered, (ahead.cost_bytes, ahead.samples))
             now = time.monotonic()
@@ -294,14 +293,14 @@ class Sender:
             return Answer("OK", granted=covered)
         return self.ring.room(self.who, sum(costs), len(some), costs=costs)
 
-    def _ahead(self, some: Sequence[Shared]) -> "_Lease":
+    def _ahead(self, some: Sequence[Shared]) -> Lease:
         """Say what room to ask for with a commit: for as much again, if it seems to come, but for little of a ring."""
         capacity_bytes, max_samples = self._limits()
         largest = max(one.cost_bytes for one in some)
         count = min(2 * self._at_once, MOST_AT_ONCE, min(MOST_BYTES_AT_ONCE, capacity_bytes // _RING_SHARE) // largest)
         count = min(count, max_samples // _RING_SHARE) if max_samples else count
         more_comes = len(self._queue) > len(some) or len(some) == MOST_AT_ONCE
-        return _Lease(count * largest, count) if more_comes else _NO_LEASE
+        return Lease(count * largest, count) if more_comes else NO_LEASE
 
     def _refuse_too_big(self, answer: Answer, sample: Encoded) -> None:
         if sample.cost_bytes > answer.capacity_bytes:
@@ -333,7 +332,7 @@ class Sender:
         """Add to the totals, which only this thread changes."""
         self.stats = replace(self.stats, **{name: getattr(self.stats, name) + n for name, n in more.items()})
 
-    def _wait(self, waiting: "_Waiting", answer: Answer) -> None:
+    def _wait(self, waiting: Patience, answer: Answer) -> None:
         began = time.monotonic()
         self.pace.blocked()
         waiting.check(answer)
@@ -385,47 +384,3 @@ class Sender:
                         self.ring.name, self._committed, lost)  # fmt: skip
         self._count(rejoined=1, lost_by_server=lost)
         self._lost = self._proven = False
-
-
-@dataclass(frozen=True)
-class _Lease:
-    """Room that was granted together with a commit."""
-
-    cost_bytes: int = 0
-    samples: int = 0
-    until_s: float = 0.0
-
-    def covers(self, costs: Sequence[int]) -> int:
-        """Say for how many of the first samples it is enough, given what each takes; for none if it is about to end."""
-        if time.monotonic() >= self.until_s:
-            return 0
-        sums = itertools.accumulate(costs[: self.samples])
-        return sum(1 for cost_bytes in sums if cost_bytes <= self.cost_bytes)
-
-
-_NO_LEASE = _Lease()
-
-
-class _Waiting:
-    """How long one sample has waited for room, and when to say so."""
-
-    def __init__(self, ring: str, wait_s: float) -> None:
-        self._ring, self._wait_s = ring, wait_s
-        self._since: float | None = None
-        self._next_warning_s = WARN_EVERY_S
-
-    def check(self, answer: Answer) -> None:
-        """Count from the first call; warn each minute; raise RingFullError after `wait_s`."""
-        now = time.monotonic()
-        self._since = self._since or now
-        waited_s = now - self._since
-        why = f"group {answer.holder!r} holds it up" if answer.holder else _NOBODY_HOLDS
-        text = (
-            f"no room in ring {self._ring!r} ({answer.live} samples, {units.format_size(answer.capacity_bytes)}): "
-            f"{why}{answer.detail}"
-        )
-        if waited_s >= self._wait_s:
-            raise RingFullError(f"{text}; waited {units.format_duration(waited_s)}")
-        if waited_s >= self._next_warning_s:
-            self._next_warning_s += WARN_EVERY_S
-            log.warning("%s; waiting since %s", text, units.format_duration(waited_s))

@@ -66,6 +66,7 @@ ORDER = [
     "options",
     "ranks",
     "seats",
+    "room",
     "sender",
     "producer",
     "waiting",
