@@ -82,7 +82,7 @@ ROLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("consumers:about", "hdel hget hset"),
         ("group:*", "hdel hexists hget hgetall hincrby hmget hset"),
         ("uses:*", "exists zadd zcount zincrby zrange zrem"),
-        ("runs:*", "hdel hgetall hkeys hset"),
+        ("runs:*", "hdel hget hgetall hkeys hset"),
         ("evicted:*", "exists zrangebyscore zrem"),
         ("unsettled:*", "exists hdel hget hgetall hkeys hset"),
         ("rounds:*", "hdel hexists hget hkeys hmget hset"),

@@ -60,6 +60,7 @@ class Progress:
         self._finished = 0  # serial of the newest checkpoint that is written
         self._recent: deque[BatchInfo] = deque()
         self._batches = 0  # trained on since the last token
+        self._round: tuple[int, int] | None = None  # the last one trained on, where ranks are dealt rounds
         self._over = False  # whoever fetches ahead has found the end
         self._trained_on: dict[str, Numbers] = {}  # by epoch, since the last token
         self._staged: dict[str, list[tuple[int, list[Range]]]] = {}  # by epoch: serial, and what is not acknowledged
@@ -194,6 +195,7 @@ class Progress:
             info = self._recent.popleft()
             self._trained_on.setdefault(info.epoch, Numbers()).add(info.unacknowledged + info.others)
             self._batches += 1
+            self._round = info.round
 
     def _learn(self) -> Meta:
         """Read the ring's record; what was trained on in a former epoch counts on, as far as the server has it."""
@@ -230,7 +232,7 @@ class Progress:
             if trained_on:
                 serial = self._run.serial + self._batches  # the same for all ranks after a step
                 token = f"{serial}.{self._word}"
-                runs.stage(self._ring, self._options.group, self._run, token, trained_on)
+                trained_on = runs.stage(self._ring, self._options.group, self._run, token, trained_on, self._round)
         except RingMissingError as error:
             log.warning("%s: the state says nothing about what was trained on", error)
             return

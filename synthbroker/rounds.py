@@ -119,7 +119,8 @@ class RoundSource(GroupSource):
             if taken.word == "OK":
                 self._min_fill, self._fetched = 1, True
                 self._short_by = count - len(taken.samples) - taken.gone
-                return Found(taken.samples, taken.now_s, taken.gone, others=taken.others)
+                at = (self._place.sitting, self._round)
+                return Found(taken.samples, taken.now_s, taken.gone, others=taken.others, round=at)
             held_since = (held_since or time.monotonic()) if taken.held else None
             short = self._is_full_of_too_few(held_since)
             self._rest(waiting, taken)
@@ -129,7 +130,7 @@ class RoundSource(GroupSource):
         waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
         held_since = None
         while not self._stop.is_set():
-            taken = self._try_order(f"SPARE {self._generation}", count)
+            taken = self._try_order(self._spare_order(), count)
             if taken is None and not self._fetched:
                 return Found((), now_s=0.0)  # the ring was made anew, and so will be the batch
             if taken is None:
@@ -180,9 +181,15 @@ class RoundSource(GroupSource):
     def _round_order(self, *, short: bool) -> str:
         place, rules = self._place, self._rules
         told = (place.rank, place.ranks, place.sitting, self._round, rules.share, rules.rounds, rules.last_share)
-        whole = self._seat.run is not None and self._seat.run.checkpoints
-        marks = (self._received, int(rules.drop_last), int(short), int(whole))
+        marks = (self._received, int(rules.drop_last), int(short), int(self._keeps_checkpoints()))
         return " ".join(["ROUND", self._generation, *map(str, told + marks)])
+
+    def _spare_order(self) -> str:
+        told = (self._place.rank, self._place.sitting, self._round, int(self._keeps_checkpoints()))
+        return " ".join(["SPARE", self._generation, *map(str, told)])
+
+    def _keeps_checkpoints(self) -> bool:
+        return self._seat.run is not None and self._seat.run.checkpoints
 
     def _try_order(self, order: str, count: int) -> Taken | None:
         """Ask once; None where that must be done again, because the server was away, or does not know us."""

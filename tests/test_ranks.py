@@ -24,6 +24,7 @@ from tools import (
     check_ledger,
     counters,
     fill,
+    lose_a_part,
     members,
     number,
     pending,
@@ -124,11 +125,6 @@ def test_a_damaged_sample_is_replaced(
     assert counters(server, ring_name, "g")["padded"] == padded(steps) == len(bad)
     assert pending(server, ring_name, "g") == []
     check_ledger(server, ring_name, "g")
-
-
-def lose_a_part(server: RealServer, ring: str, i: int) -> None:
-    entry = server.client().xrange(f"sb:{{{ring}}}:samples", f"{i + 1}-0", count=1)[0][1]
-    assert server.client().delete(f"sb:{{{ring}}}:part:{entry[b'parts'].decode()[:-2]}:0")
 
 
 def test_ranks_that_read_differently_are_told(server: RealServer, ring_name: str, tmp_path: Path) -> None:

@@ -149,6 +149,12 @@ def fill_up(server: RunningServer) -> list[str]:
 # -- samples that no honest producer sends
 
 
+def lose_a_part(server: RunningServer, ring: str, i: int) -> None:
+    """Have the sample after the first i lose its payload, which is too large to share a part."""
+    entry = server.client().xrange(f"sb:{{{ring}}}:samples", f"{i + 1}-0", count=1)[0][1]
+    assert server.client().delete(f"sb:{{{ring}}}:part:{entry[b'parts'].decode()[:-2]}:0")
+
+
 @contextmanager
 def raw_ring(server: RunningServer, ring: str) -> Iterator[Ring]:
     """Open a ring that is there, for its commands one by one."""
