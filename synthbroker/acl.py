@@ -72,7 +72,7 @@ ROLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("meta", "evalsha hget hgetall hincrby hmget hset"),
         ("samples", _TAKING),
         ("part:*", "get getrange"),
-        ("index", "llen"),
+        ("index", "llen lrange"),
         ("leases", "hgetall"),
         ("seqs", "hget"),
         ("room", "xadd"),

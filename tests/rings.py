@@ -176,8 +176,8 @@ class Rig:
 
     def _check_index(self, seen: Snapshot) -> None:
         lines = [line.decode().split() for line in self.keys.lrange(self.key("index"), 0, -1)]
-        assert seen["bytes"] == sum(int(cost) for cost, _, _ in lines)
-        wanted = {self.key(f"part:{uid}:{i}").encode() for _, uid, parts in lines for i in range(int(parts))}
+        assert seen["bytes"] == sum(int(cost) for cost, *_ in lines)
+        wanted = {self.key(f"part:{uid}:{i}").encode() for _, uid, parts, _ in lines for i in range(int(parts))}
         lasting = {key for key in self.part_keys() if self.keys.pttl(key) == -1}
         assert lasting == wanted, "live parts live for ever, all others are under expiry"
 

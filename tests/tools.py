@@ -113,7 +113,7 @@ def lasting_parts(server: RunningServer, ring: str) -> set[str]:
 def owned_parts(server: RunningServer, ring: str) -> set[str]:
     """List the keys of the parts that leave with a sample of the ring."""
     lines = [line.decode().split() for line in server.client().lrange(key(ring, "index"), 0, -1)]
-    return {key(ring, f"part:{uid}:{i}") for _, uid, parts in lines for i in range(int(parts))}
+    return {key(ring, f"part:{uid}:{i}") for _, uid, parts, _ in lines for i in range(int(parts))}
 
 
 def check_ledger(server: RunningServer, ring: str, *groups: str) -> None:

@@ -46,7 +46,7 @@ local function sum_index()
   local bytes, unread = 0, 0
   for start = 0, redis.call('llen', index_key) - 1, KEYS_AT_ONCE do
     for _, line in ipairs(redis.call('lrange', index_key, start, start + KEYS_AT_ONCE - 1)) do
-      local cost = string.match(line, '^(%d+) %S+ %d+$')
+      local cost = string.match(line, '^(%d+) %S+ %d+ %d+$')
       if cost then bytes = bytes + tonumber(cost) else unread = unread + 1 end
     end
   end
