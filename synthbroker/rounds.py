@@ -61,6 +61,7 @@ class RoundSource(GroupSource):
     _fetched = False
     _generation = ""
     _had = ""  # the epoch in which that was
+    _told_lost = False
     _tried: set[int]
     _others: Iterator[Given] | None = None
 
@@ -103,9 +104,13 @@ class RoundSource(GroupSource):
         """Stop; with `leave`, what is not acknowledged is given to others."""
         super().close(leave=leave)
         if leave and self._generation:
-            with suppress(SynthbrokerError):
-                place = self._place
+            place = self._place
+            try:
                 dealing.rise(self._ring, self._group, self._who, run=place.run, rank=place.rank, had=self._generation)
+            except RingMissingError:
+                self._lost()
+            except SynthbrokerError as error:
+                log.debug("group %s: could not leave the table: %s", self._group, error)
 
     def _take_share(self, count: int) -> Found:
         waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
@@ -245,11 +250,22 @@ class RoundSource(GroupSource):
             return
         now = self._keep_trying(lambda: losses.current_epoch(self._ring))
         if now.partition(".")[0] != self._had.partition(".")[0]:
-            raise RingMissingError(
-                f"{self._ring.connection.where} lost ring {self._ring.name!r} while the ranks of run "
-                f"{self._place.run!r} were reading it (rank {self._place.rank}, round {self._round}): they cannot go "
-                "on in step; start all of them again"
-            )
+            raise self._lost()
+
+    def _lost(self) -> RingMissingError:
+        """Make the error of a ring that is gone, and log it at once.
+
+        A rank that waits for another one in torch does not ask for its next batch: it fails with torch's error.
+        """
+        text = (
+            f"{self._ring.connection.where} lost ring {self._ring.name!r} while the ranks of run "
+            f"{self._place.run!r} were reading it (rank {self._place.rank}, round {self._round}): they cannot go "
+            "on in step; start all of them again"
+        )
+        if not self._told_lost:
+            self._told_lost = True
+            log.error("%s", text)
+        return RingMissingError(text)
 
     def _dealer(self) -> str:
         return f"{self._place.run}.deal/{self._place.sitting}:{self._generation}"
@@ -286,5 +302,9 @@ class RoundSource(GroupSource):
         )
 
     def _beat(self) -> None:
-        super()._beat()
+        try:
+            super()._beat()
+        except RingMissingError:
+            self._lost()
+            raise
         self._ring.beat("consumer", f"{self._group} {self._dealer()}", None)
