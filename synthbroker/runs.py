@@ -104,7 +104,7 @@ def _resume(ring: Ring, group: str, run: Run, token: str, *, go_on: bool) -> Res
 
 
 def stage(
-    ring: Ring, group: str, run: Run, token: str, numbers: Sequence[Range], last: tuple[int, int] | None = None
+    ring: Ring, group: str, run: Run, token: str, numbers: Sequence[Range], rounds: Mapping[int, int] = {}
 ) -> list[Range]:
     """Write down what a run has trained on since its last checkpoint; may be repeated.
 
@@ -114,7 +114,7 @@ def stage(
         run: The run.
         token: Names the checkpoint.
         numbers: What it has trained on, and what the other ranks were dealt in the same rounds.
-        last: Sitting and number of the last of those rounds.
+        rounds: For each sitting that they were dealt in the last of those rounds.
 
     Returns:
         What is staged: also what other ranks took in those rounds in place of bad samples.
@@ -124,7 +124,8 @@ def stage(
         ShutOutError: A newer life of the run took over.
         UnacknowledgedError: Too many are staged and none is finished.
     """
-    told = (token, ranges.text(numbers), MOST_STAGED, run.whole, *(last or ("", "")))
+    last = " ".join(f"{sitting}:{number}" for sitting, number in rounds.items())
+    told = (token, ranges.text(numbers), MOST_STAGED, run.whole, last)
     reply = ring.script("stage", group, run.name, run.life, *told)
     if reply[0] == b"MANY":
         raise UnacknowledgedError(
