@@ -53,10 +53,20 @@ local function sum_index()
   return int(bytes), unread
 end
 
--- Entries bring their payload with them: they are walked through only where their count is not what it should be.
+local function is_plain()
+  local live = ring.next - ring.first
+  if redis.call('xlen', samples_key) ~= live then return false end
+  if live == 0 then return true end
+  local last = redis.call('xrange', samples_key, id_of(ring.next - 1), '+', 'COUNT', 2)
+  return redis.call('xrange', samples_key, '-', '+', 'COUNT', 1)[1][1] == id_of(ring.first)
+    and #last == 1 and last[1][1] == id_of(ring.next - 1)
+end
+
+-- Entries bring their payload with them: they are walked through only where count, first and last are not what they
+-- should be. (A foreign one may stand for one that somebody removed.)
 local function walk_stream()
   local foreign, names, missing, expected, from = 0, {}, 0, ring.first, '-'
-  if redis.call('xlen', samples_key) == ring.next - ring.first then return 0, names, 0 end
+  if is_plain() then return 0, names, 0 end
   local function skip_to(number)
     if number <= expected then return end
     missing = missing + number - expected
