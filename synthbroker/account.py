@@ -63,6 +63,7 @@ class Account:
         """Count a sample that was made in so many seconds."""
         self._generation_s += seconds
         self._generated += 1
+        self._pace.generation_s = self._generation_s / self._generated
 
     def record(self) -> dict[str, Any]:
         """Write the record that `status` shows; rates are over the time since the last heartbeat."""
@@ -71,7 +72,7 @@ class Account:
         if job.job_id is not None:
             about |= {"job_id": job.job_id, "array_task_id": job.array_task_id, "restart": job.restart_count}
         if self._generated:
-            about["generation_s"] = round(self._generation_s / self._generated, 6)
+            about["generation_s"] = round(self._pace.generation_s, 6)
         chosen = self._codecs()
         return about | self._since("heartbeat") | self._shares() | ({"codec": dict(chosen)} if chosen else {})
 

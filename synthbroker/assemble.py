@@ -258,6 +258,7 @@ class Assembly:
         self._plan, self.size, self.epoch = plan, size, plan.epoch
         self.placed: list[Placed] = []
         self.others: tuple[int, ...] = ()
+        self.round: tuple[int, int] | None = None
         self.nbytes = 0
         self._samples: list[Any] = []
         self._arrays: dict[str, Array] = {}
@@ -383,6 +384,7 @@ class Assembly:
             recipes=tuple([entry.head.recipe for entry in entries]),
             metadata=tuple([entry.head.metadata for entry in entries]),
             others=self.others,
+            round=self.round,
         )
 
 

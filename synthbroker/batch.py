@@ -22,6 +22,7 @@ class BatchInfo:
         recipes: What makes them again.
         metadata: Text that came along.
         others: Numbers of what the other ranks were dealt in the same round, where checkpoints are kept.
+        round: Where ranks are dealt rounds: which life of the readers it is, and the number of the round.
     """
 
     ring: str
@@ -35,6 +36,7 @@ class BatchInfo:
     recipes: tuple[dict[str, Any], ...]
     metadata: tuple[dict[str, str], ...]
     others: tuple[int, ...] = ()
+    round: tuple[int, int] | None = None
 
     @property
     def unacknowledged(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ Keys, all with the ring's name as hash tag, so that a ring is one slot of a Redi
 | `sb:{ring}:samples` | stream | one entry per live sample, ids 1-0, 2-0, 3-0, … (`wire`) |
 | `sb:{ring}:part:<uid>:<i>` | string | payload parts of one send attempt |
 | `sb:{ring}:meta` | hash | version, epoch, policy, capacities, schema, first, next, bytes, counters |
-| `sb:{ring}:index` | list | for each live sample: cost in bytes, uid, parts; so that evicting reads no payload |
+| `sb:{ring}:index` | list | for each live sample: cost in bytes, uid, parts, us to make it: evicting reads no payload |
 | `sb:{ring}:group:<g>`, `:uses:<g>` | hash, sorted set | a group's counters; how often it used what it may reuse |
 | `sb:{ring}:runs:<g>`, `:evicted:<g>` | hash, sorted set | training runs' checkpoints (`lua/runs.lua`); their losses |
 | `sb:{ring}:unsettled:<g>` | hash | while a server that lost something is told what its readers know (`losses`) |

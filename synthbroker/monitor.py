@@ -48,10 +48,9 @@ def read_status(ring: Ring, snapshot: Reply) -> RingStatus:
     _, now, flat, stream_length, index_length, group_replies, producer_replies, *_, twins, uses = snapshot
     meta, now_s = replies.read_meta(flat), float(now)
     producers = {reply[0].decode(): _read_producer(reply, now_s) for reply in producer_replies}
-    generation_s = _generation_s(producers.values())
     used = {name.decode(): replies.pairs([b"%d" % n if isinstance(n, int) else n for n in flat]) for name, flat in uses}
     groups = {
-        reply[0].decode(): _with_uses(_read_group(reply, meta, now_s), used[reply[0].decode()], meta, generation_s)
+        reply[0].decode(): _with_uses(_read_group(reply, meta, now_s), used[reply[0].decode()], meta)
         for reply in group_replies
     }
     equations = (
@@ -70,8 +69,8 @@ def read_status(ring: Ring, snapshot: Reply) -> RingStatus:
         groups=groups,
         producers=producers,
         ledger=Ledger(equations, all(one.difference == 0 for one in equations)),
-        generation_s=generation_s,
-        wasted_s=0.0 if groups else (meta.first - 1) * (generation_s or 0.0),
+        generation_s=_generation_s(producers.values()),
+        wasted_s=int(meta.raw.get("wasted_us", 0)) / 1e6,
         twins=tuple(_read_twins(replies.pairs(twins))),
         **_blocked(producers.values()),
     )
@@ -112,17 +111,13 @@ def _generation_s(producers: Iterable[ProducerStatus]) -> float | None:
     return sum(mean_s * count for mean_s, count in said) / samples if samples else None
 
 
-def _with_uses(group: GroupStatus, used: Mapping[str, str], meta: Meta, generation_s: float | None) -> GroupStatus:
+def _with_uses(group: GroupStatus, used: Mapping[str, str], meta: Meta) -> GroupStatus:
     """Add how often live samples were used: those whose uses are not kept (any more) have had all of them."""
     kept = {times: int(count) for times, count in used.items()}
     uses = {"0": group.unread} | kept
     most = "1" if group.reuse in (None, "inf") else str(group.reuse)
     uses[most] = uses.get(most, 0) + max(meta.live - sum(uses.values()), 0)
-    return replace(
-        group,
-        wasted_s=group.lost * (generation_s or 0.0),
-        uses={times: count for times, count in uses.items() if count},
-    )
+    return replace(group, uses={times: count for times, count in uses.items() if count})
 
 
 def _read_twins(pairs: Mapping[str, str]) -> Iterator[Twins]:
@@ -172,6 +167,7 @@ def _read_group(reply: Reply, meta: Meta, now_s: float) -> GroupStatus:
         pending=int(pending),
         unread=max(meta.next - 1 - seen, 0),
         consumers=consumers,
+        wasted_s=int(counters.get("wasted_us", 0)) / 1e6,
         **numbers,
         **_starved(consumers.values()),
     )

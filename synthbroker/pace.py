@@ -44,11 +44,13 @@ class Pace:
     Attributes:
         on_way: How long samples were on their way, from `put` until they were committed: of each delivery the longest.
         sending_s: Seconds spent on asking for room, sending and committing.
+        generation_s: What it takes to make a sample, the mean; 0 before the second. The generator's thread writes it.
     """
 
     def __init__(self) -> None:
         self.on_way = Durations()
         self.sending_s = 0.0
+        self.generation_s = 0.0
         self._blocked_since: float | None = None
         self._room = Event()
         self._room.set()

@@ -3,10 +3,15 @@
 Fresh pages cost about as much as what is read into them (measured on 64 MiB: the kernel clears every page first, a
 fifth of the time of producer and consumer each), so payloads lie in blocks that come back by themselves: what `take`
 gives is a numpy array, and when the last view of it is gone, in whatever library, its block is free again.
+
+Where sizes vary, each of them would in time keep as many blocks as were ever lent of it at once: it grew for hours.
+So all together is at most twice what was ever lent at once; what was wanted longest ago goes to the system.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from weakref import ref
 
@@ -35,6 +40,10 @@ class Pool:
         # only operations that the interpreter does in one step.
         self._free: dict[int, deque[Bytes]] = {}
         self._lent: dict[int, Any] = {}
+        self._sizes: dict[int, int] = {}  # of what is lent
+        self._most_lent = 0
+        self._clock = itertools.count()
+        self._wanted: dict[int, int] = {}  # when a size was wanted last
 
     @property
     def free_bytes(self) -> int:
@@ -46,20 +55,36 @@ class Pool:
         if nbytes < SMALLEST_BYTES:
             return self._allocate(nbytes)
         size = size_class(nbytes)
+        self._wanted[size] = next(self._clock)
+        fresh = False
         try:
             block = self._free.setdefault(size, deque()).pop()
         except IndexError:
-            block = self._allocate(size)
+            block, fresh = self._allocate(size), True
         # By way of its memoryview: views of an array refer to the first one that is no view of another array.
         lent: Bytes = np.frombuffer(block.data[:nbytes], np.uint8)
         key = id(lent)
 
         def back(_: object) -> None:
             self._lent.pop(key, None)
+            self._sizes.pop(key, None)
             self._give(block)
 
+        self._sizes[key] = size
         self._lent[key] = ref(lent, back)
+        if fresh:
+            self._shrink()
         return lent
+
+    def _shrink(self) -> None:
+        """Let go of what was wanted longest ago, where more lies free than was ever lent at once."""
+        self._most_lent = max(self._most_lent, sum(list(self._sizes.values())))
+        over = self.free_bytes - self._most_lent
+        for size in sorted(self._free, key=self._wanted.__getitem__):
+            while over > 0 and (blocks := self._free[size]):
+                with suppress(IndexError):  # another thread was quicker
+                    blocks.popleft()
+                over -= size
 
     def _give(self, block: Bytes) -> None:
         if self.free_bytes + block.nbytes <= self._keep_bytes:

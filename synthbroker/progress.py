@@ -60,6 +60,7 @@ class Progress:
         self._finished = 0  # serial of the newest checkpoint that is written
         self._recent: deque[BatchInfo] = deque()
         self._batches = 0  # trained on since the last token
+        self._rounds: dict[int, int] = {}  # where ranks are dealt rounds: for each sitting the last one, likewise
         self._over = False  # whoever fetches ahead has found the end
         self._trained_on: dict[str, Numbers] = {}  # by epoch, since the last token
         self._staged: dict[str, list[tuple[int, list[Range]]]] = {}  # by epoch: serial, and what is not acknowledged
@@ -133,6 +134,7 @@ class Progress:
                 raise
             self._recent.clear()
             self._batches = 0
+            self._rounds.clear()
             self._trained_on.clear()
             self._staged.clear()
             self._run.staged = 0
@@ -194,6 +196,8 @@ class Progress:
             info = self._recent.popleft()
             self._trained_on.setdefault(info.epoch, Numbers()).add(info.unacknowledged + info.others)
             self._batches += 1
+            if info.round is not None:
+                self._rounds[info.round[0]] = info.round[1]
 
     def _learn(self) -> Meta:
         """Read the ring's record; what was trained on in a former epoch counts on, as far as the server has it."""
@@ -230,13 +234,14 @@ class Progress:
             if trained_on:
                 serial = self._run.serial + self._batches  # the same for all ranks after a step
                 token = f"{serial}.{self._word}"
-                runs.stage(self._ring, self._options.group, self._run, token, trained_on)
+                trained_on = runs.stage(self._ring, self._options.group, self._run, token, trained_on, self._rounds)
         except RingMissingError as error:
             log.warning("%s: the state says nothing about what was trained on", error)
             return
         if not trained_on:
             return
         self._trained_on.clear()
+        self._rounds.clear()
         self._run.serial, self._batches = serial, 0
         self._epoch, self._token = epoch, token
         self._samples += ranges.count(trained_on)

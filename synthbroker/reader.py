@@ -207,6 +207,7 @@ class Reader:
                 found = self.source.take(assembly.missing, self._most(), assembly.holding)
                 self.counts.overrun += found.gone
                 assembly.others += found.others
+                assembly.round = assembly.round or found.round
                 self._given_s = found.now_s
             if self._stop.is_set():
                 return False

@@ -61,7 +61,8 @@ def _head_lines(status: RingStatus) -> Iterator[tuple[str, str | Text]]:
     if status.info:
         yield "info", json.dumps(status.info)
     if status.expected_producers:
-        yield "ends", f"when {status.expected_producers} producers are done, {status.closed_producers} are"
+        wanted = f"{status.expected_producers} producers are" if status.expected_producers > 1 else "one producer is"
+        yield "ends", f"when {wanted} done, {status.closed_producers} so far"
     if status.wasted_s:
         yield "wasted", Text(f"{format_duration(status.wasted_s)} of generating: no group has seen what left", "yellow")
     if status.twins:

@@ -198,7 +198,12 @@ class Ring:
         return replies.full(reply, 1) if reply[0] == b"FULL" else Answer("OK", granted=int(reply[1]))
 
     def commit(
-        self, who: Incarnation, samples: Sequence[tuple[int, Encoded | Shared]], ahead: tuple[int, int] = (0, 0)
+        self,
+        who: Incarnation,
+        samples: Sequence[tuple[int, Encoded | Shared]],
+        ahead: tuple[int, int] = (0, 0),
+        *,
+        generation_s: float = 0.0,
     ) -> Answer:
         """Send samples and make a prefix of them visible.
 
@@ -207,6 +212,7 @@ class Ring:
             samples: Sequence number and sample, rising by one. What was taken before is passed over, so that this may
                 be repeated when the answer was lost.
             ahead: Bytes of server memory and samples to ask room for at the same time, as `room` does.
+            generation_s: What it takes to make one of these samples; 0 where that is not known.
 
         Returns:
             OK, FULL, GAP or MISSING; `last` says how far it came, `granted` for how many more there is room.
@@ -217,7 +223,7 @@ class Ring:
         seqs = [seq for seq, _ in samples]
         placed = [one if isinstance(one, Shared) else alone([one])[0] for _, one in samples]
         uids = sharing.uids(placed)
-        lease = f"{ahead[0]} {ahead[1]} {LEASE_S}"
+        lease = f"{ahead[0]} {ahead[1]} {LEASE_S} {round(generation_s * 1e6)}"
         arguments = [self.epoch, who.name, who.word, lease, *sharing.commit_arguments(seqs, placed, uids)]
         parts = self._set_parts(placed, uids)
         taken = 0

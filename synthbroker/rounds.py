@@ -61,6 +61,7 @@ class RoundSource(GroupSource):
     _fetched = False
     _generation = ""
     _had = ""  # the epoch in which that was
+    _told_lost = False
     _tried: set[int]
     _others: Iterator[Given] | None = None
 
@@ -103,9 +104,13 @@ class RoundSource(GroupSource):
         """Stop; with `leave`, what is not acknowledged is given to others."""
         super().close(leave=leave)
         if leave and self._generation:
-            with suppress(SynthbrokerError):
-                place = self._place
+            place = self._place
+            try:
                 dealing.rise(self._ring, self._group, self._who, run=place.run, rank=place.rank, had=self._generation)
+            except RingMissingError:
+                self._lost()
+            except SynthbrokerError as error:
+                log.debug("group %s: could not leave the table: %s", self._group, error)
 
     def _take_share(self, count: int) -> Found:
         waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
@@ -119,7 +124,8 @@ class RoundSource(GroupSource):
             if taken.word == "OK":
                 self._min_fill, self._fetched = 1, True
                 self._short_by = count - len(taken.samples) - taken.gone
-                return Found(taken.samples, taken.now_s, taken.gone, others=taken.others)
+                at = (self._place.sitting, self._round)
+                return Found(taken.samples, taken.now_s, taken.gone, others=taken.others, round=at)
             held_since = (held_since or time.monotonic()) if taken.held else None
             short = self._is_full_of_too_few(held_since)
             self._rest(waiting, taken)
@@ -129,7 +135,7 @@ class RoundSource(GroupSource):
         waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
         held_since = None
         while not self._stop.is_set():
-            taken = self._try_order(f"SPARE {self._generation}", count)
+            taken = self._try_order(self._spare_order(), count)
             if taken is None and not self._fetched:
                 return Found((), now_s=0.0)  # the ring was made anew, and so will be the batch
             if taken is None:
@@ -180,9 +186,15 @@ class RoundSource(GroupSource):
     def _round_order(self, *, short: bool) -> str:
         place, rules = self._place, self._rules
         told = (place.rank, place.ranks, place.sitting, self._round, rules.share, rules.rounds, rules.last_share)
-        whole = self._seat.run is not None and self._seat.run.checkpoints
-        marks = (self._received, int(rules.drop_last), int(short), int(whole))
+        marks = (self._received, int(rules.drop_last), int(short), int(self._keeps_checkpoints()))
         return " ".join(["ROUND", self._generation, *map(str, told + marks)])
+
+    def _spare_order(self) -> str:
+        told = (self._place.rank, self._place.sitting, self._round, int(self._keeps_checkpoints()))
+        return " ".join(["SPARE", self._generation, *map(str, told)])
+
+    def _keeps_checkpoints(self) -> bool:
+        return self._seat.run is not None and self._seat.run.checkpoints
 
     def _try_order(self, order: str, count: int) -> Taken | None:
         """Ask once; None where that must be done again, because the server was away, or does not know us."""
@@ -238,11 +250,22 @@ class RoundSource(GroupSource):
             return
         now = self._keep_trying(lambda: losses.current_epoch(self._ring))
         if now.partition(".")[0] != self._had.partition(".")[0]:
-            raise RingMissingError(
-                f"{self._ring.connection.where} lost ring {self._ring.name!r} while the ranks of run "
-                f"{self._place.run!r} were reading it (rank {self._place.rank}, round {self._round}): they cannot go "
-                "on in step; start all of them again"
-            )
+            raise self._lost()
+
+    def _lost(self) -> RingMissingError:
+        """Make the error of a ring that is gone, and log it at once.
+
+        A rank that waits for another one in torch does not ask for its next batch: it fails with torch's error.
+        """
+        text = (
+            f"{self._ring.connection.where} lost ring {self._ring.name!r} while the ranks of run "
+            f"{self._place.run!r} were reading it (rank {self._place.rank}, round {self._round}): they cannot go "
+            "on in step; start all of them again"
+        )
+        if not self._told_lost:
+            self._told_lost = True
+            log.error("%s", text)
+        return RingMissingError(text)
 
     def _dealer(self) -> str:
         return f"{self._place.run}.deal/{self._place.sitting}:{self._generation}"
@@ -279,5 +302,9 @@ class RoundSource(GroupSource):
         )
 
     def _beat(self) -> None:
-        super()._beat()
+        try:
+            super()._beat()
+        except RingMissingError:
+            self._lost()
+            raise
         self._ring.beat("consumer", f"{self._group} {self._dealer()}", None)

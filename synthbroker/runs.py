@@ -103,21 +103,37 @@ def _resume(ring: Ring, group: str, run: Run, token: str, *, go_on: bool) -> Res
     return Resumed(reply[0] == b"GONE", reply[2] == b"1", later, evicted)
 
 
-def stage(ring: Ring, group: str, run: Run, token: str, numbers: Sequence[Range]) -> None:
+def stage(
+    ring: Ring, group: str, run: Run, token: str, numbers: Sequence[Range], rounds: Mapping[int, int] = {}
+) -> list[Range]:
     """Write down what a run has trained on since its last checkpoint; may be repeated.
+
+    Args:
+        ring: The ring.
+        group: The group.
+        run: The run.
+        token: Names the checkpoint.
+        numbers: What it has trained on, and what the other ranks were dealt in the same rounds.
+        rounds: For each sitting that they were dealt in the last of those rounds.
+
+    Returns:
+        What is staged: also what other ranks took in those rounds in place of bad samples.
 
     Raises:
         RingMissingError: There is no such ring or group.
         ShutOutError: A newer life of the run took over.
         UnacknowledgedError: Too many are staged and none is finished.
     """
-    reply = ring.script("stage", group, run.name, run.life, token, ranges.text(numbers), MOST_STAGED, run.whole)
+    last = " ".join(f"{sitting}:{number}" for sitting, number in rounds.items())
+    told = (token, ranges.text(numbers), MOST_STAGED, run.whole, last)
+    reply = ring.script("stage", group, run.name, run.life, *told)
     if reply[0] == b"MANY":
         raise UnacknowledgedError(
             f"run {run.name!r} has made {reply[1]} checkpoints of ring {ring.name!r} and acknowledged none of them: "
             "call acknowledge() when a checkpoint is safely written"
         )
     _checked(reply, ring, group, run)
+    return ranges.merge([*numbers, *ranges.parse(reply[1].decode())])
 
 
 def finish(ring: Ring, group: str, run: Run, token: str) -> None:

@@ -52,6 +52,7 @@ class Found:
             full ring, which cannot make room while they are held; as when a dead reader's samples were taken over.
         whole: The batch in the making gets no more; its round was small.
         others: Numbers of what the other ranks were dealt in the same round.
+        round: The sitting (`ranks`) and the number of that round.
     """
 
     samples: Sequence[Given]
@@ -62,6 +63,7 @@ class Found:
     stuck: bool = False
     whole: bool = False
     others: tuple[int, ...] = ()
+    round: tuple[int, int] | None = None
 
 
 @dataclass

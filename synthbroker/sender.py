@@ -268,7 +268,9 @@ class Sender:
             began = time.monotonic()
             ahead, self._lease = self._ahead(some), NO_LEASE
             numbered = [(self._committed + 1 + i, one) for i, one in enumerate(some)]
-            answer = self.ring.commit(self.who, numbered, (ahead.cost_bytes, ahead.samples))
+            answer = self.ring.commit(
+                self.who, numbered, (ahead.cost_bytes, ahead.samples), generation_s=self.pace.generation_s
+            )
             now = time.monotonic()
             if answer.granted:
                 self._lease = replace(ahead, until_s=now + rings.LEASE_S / 2)

@@ -89,7 +89,8 @@ class GroupStatus:
         redelivered: Given again because a member died.
         doubled: Acknowledged twice.
         skipped: Passed over, because the reader wants other producers' samples.
-        wasted_s: Generator time that went into what was lost: lost x the ring's generation_s.
+        wasted_s: Generator time that went into what was lost: for each sample the mean of its producer when it was
+            committed; a producer's first sample counts for nothing.
         uses: How many live samples were given to it how often: {"0": 3, "1": 20, "2": 7}. From 9 uses on by powers of
             two: "16" means 9 to 16. With reuse="inf" uses are not counted: "1" means at least once.
         consumers: Its members by name.
@@ -153,7 +154,7 @@ class RingStatus:
         samples_per_s, bytes_per_s: Rates of all producers that are alive.
         generation_s: Generator time of a sample, mean over the producers, each as much as it has committed; None where
             none of them has said.
-        wasted_s: Generator time of what was evicted in a ring that no group reads.
+        wasted_s: Generator time of what was evicted while no group read the ring.
         twins: Producers that send the same.
         blocked_share, sending_share: As for its producers, the mean of those that are alive.
         blocked_ever_share: The mean of all that are named, each as much as it is old.

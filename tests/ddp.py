@@ -3,6 +3,7 @@
 Were one rank to get another number of batches, all would wait for ever: the tests have a deadline.
 """
 
+import logging
 import os
 from typing import Any
 
@@ -17,8 +18,9 @@ from tools import values
 def train(
     rank: int, told: Any, *, world_size: int, folder: str, epochs: int = 1, leave_after: int | None = None, **how: Any
 ) -> None:
-    """Train as one rank, and tell rank, and numbers and uses of each step."""
+    """Train as one rank, and tell rank, and numbers and uses of each step; logs into `folder`."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    logging.basicConfig(filename=f"{folder}/log-{rank}")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world_size)
     try:

@@ -1,12 +1,14 @@
 """One ring under test: who produces, who reads, and whether the ledger adds up."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from servers import RunningServer
-from synthbroker import taking
+from synthbroker import dealing, taking
 from synthbroker.connection import Connection
+from synthbroker.dealing import Busy, Rules
 from synthbroker.replies import Answer, Incarnation, Meta, Settings, Taken, pairs
 from synthbroker.ring import Ring
 from synthbroker.wire import Encoded
@@ -176,8 +178,8 @@ class Rig:
 
     def _check_index(self, seen: Snapshot) -> None:
         lines = [line.decode().split() for line in self.keys.lrange(self.key("index"), 0, -1)]
-        assert seen["bytes"] == sum(int(cost) for cost, _, _ in lines)
-        wanted = {self.key(f"part:{uid}:{i}").encode() for _, uid, parts in lines for i in range(int(parts))}
+        assert seen["bytes"] == sum(int(cost) for cost, *_ in lines)
+        wanted = {self.key(f"part:{uid}:{i}").encode() for _, uid, parts, _ in lines for i in range(int(parts))}
         lasting = {key for key in self.part_keys() if self.keys.pttl(key) == -1}
         assert lasting == wanted, "live parts live for ever, all others are under expiry"
 
@@ -190,6 +192,77 @@ class Rig:
             uses = dict(self.keys.zrange(self.key(f"uses:{name}"), 0, -1, withscores=True))
             assert {int(number) for number in uses} <= set(seen.live)
             assert all(1 <= count < float(group.reuse) for count in uses.values())
+
+
+class Table:
+    """Ranks of one run at a ring's table, one reader each; `sat` of them have come."""
+
+    def __init__(
+        self, rig: Rig, ranks: int, share: int, run: str = "run", word: str = "w", sat: int | None = None, **rules: int
+    ) -> None:
+        self.rig, self.ranks, self.run, self.word = rig, ranks, run, word
+        defaults = {"rounds": 0, "last_share": share, "drop_last": False, "epoch_size": None}
+        self.rules = Rules(ranks=ranks, share=share, **defaults | rules)  # type: ignore[arg-type]
+        self.readers = [self.join(rank) for rank in range(ranks if sat is None else sat)]
+        self.generations = [self.sit(rank) for rank in range(len(self.readers))]
+
+    def join(self, rank: int, worker: int = 0) -> Incarnation:
+        return self.rig.reader(name=f"{self.run}.r{rank}/{worker}", word=self.word)
+
+    def sit(self, rank: int, attempt: str = "", had: str = "") -> str | Busy:
+        who, word = Incarnation(f"{self.run}.r{rank}/0", self.word), self.word
+        return dealing.sit(
+            self.rig.ring,
+            "train",
+            who,
+            run=self.run,
+            attempt=attempt,
+            rules=self.rules,
+            rank=rank,
+            word=word,
+            claim_after_s=10,
+            had=had,
+        )
+
+    def ask(
+        self,
+        rank: int,
+        i: int,
+        *,
+        sitting: int = 1,
+        received: int = -1,
+        short: int = 0,
+        reader: Incarnation | None = None,
+    ) -> tuple[str, Taken | None]:
+        rules = self.rules
+        told = (rank, self.ranks, sitting, i, rules.share, rules.rounds, rules.last_share, received)
+        order = ["ROUND", self.generations[rank], *told, int(rules.drop_last), short]
+        return dealing.deal(
+            self.rig.ring, "train", reader or self.readers[rank], " ".join(map(str, order)), claim_after_s=10
+        )
+
+    def share(self, rank: int, i: int, **more: int) -> list[tuple[int, int]] | str:
+        """Give numbers and uses of a rank's share, or the word that came instead."""
+        word, taken = self.ask(rank, i, **more)  # type: ignore[arg-type]
+        return [(one.number, one.uses) for one in taken.samples] if taken and taken.samples else word
+
+    def numbers(self, rank: int, i: int, **more: int) -> list[int] | str:
+        share = self.share(rank, i, **more)
+        return share if isinstance(share, str) else [number for number, _ in share]
+
+    def read(self, **more: int) -> list[list[list[tuple[int, int]]]]:
+        """Read all rounds to the end, acknowledging; a list of shares for each rank."""
+        found: list[list[list[tuple[int, int]]]] = [[] for _ in range(self.ranks)]
+        for i in itertools.count():
+            shares = [self.share(rank, i, received=i - 1, **more) for rank in range(self.ranks)]
+            if shares[0] == "END":
+                assert shares == ["END"] * self.ranks
+                return found
+            for rank, share in enumerate(shares):
+                assert isinstance(share, list), share
+                found[rank].append(share)
+                self.rig.ring.acknowledge("train", [number for number, uses in share if uses < 2])
+        raise AssertionError
 
 
 def check_books(seen: Snapshot, foreign: int = 0) -> None:

@@ -39,7 +39,6 @@ NOT_TAKEN = {
         "seqs": "hset hdel",
         "leases": "hset hdel hget hvals",
         "closed": "sadd",
-        "index": "lrange",
         "uses:*": "zcard",
         "consumers": "zcard",
     },

@@ -72,12 +72,19 @@ def let_a_part_expire(rig):
     rig.keys.expire(min(rig.part_keys()), 1000)
 
 
+def put_another_in_its_place(rig):
+    rig.keys.xadd(rig.key("samples"), {"hello": "world"})
+    rig.keys.xdel(rig.key("samples"), "12-0")
+
+
 # What is done by hand, and which laws then differ by how much; None: by more than can be said here.
 FALSIFIED = {
     "a sample too many committed": (count("next", 1), {COMMITTED: 1, MISSING: 1}),
     "a sample too many evicted": (count("first", 1), {COMMITTED: -1}),
     "an entry deleted": (
         lambda rig: rig.keys.xdel(rig.key("samples"), "12-0"), {COMMITTED: 1, INDEX: -1, MISSING: 1}),
+    "an entry deleted, and one of somebody else added": (
+        put_another_in_its_place, {COMMITTED: 1, INDEX: -1, MISSING: 1}),
     "bytes booked too many": (count("bytes", 17), {BYTES: 17}),
     "bytes reserved for nobody": (count("leased_bytes", 5), {"bytes reserved = bytes of leases": 5}),
     "a sample reserved for nobody": (count("leased_samples", 1), {"samples reserved = samples of leases": 1}),

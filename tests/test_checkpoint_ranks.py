@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import synthbroker as sb
 from servers import RealServer, eventually
-from tools import SOON_S, check_ledger, counters, fill, pending, processes, values
+from tools import SOON_S, check_ledger, counters, fill, lose_a_part, pending, processes, reasons, values
 
 COUNT = 230
 STEP_S = 0.1  # so that a run is killed before it has read everything
@@ -70,13 +70,17 @@ def in_effect(folder: Path, lives: int, loaded: list[dict[str, Any] | None]) -> 
     return found
 
 
+@pytest.mark.parametrize("bad", [0, 5])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_any_number_of_ranks_goes_on_from_a_checkpoint(
-    server: RealServer, ring_name: str, tmp_path: Path, workers: int
+    server: RealServer, ring_name: str, tmp_path: Path, workers: int, bad: int
 ) -> None:
-    """All ranks are killed at any instant, and begun again: 2, then 4, then 1, then 2."""
+    """All ranks are killed at any time, and begun again: 2, then 4, then 1, then 2. Every so many samples are bad."""
     draw = random.Random(f"{workers}")
-    fill(server, ring_name, range(COUNT))
+    fill(server, ring_name, range(COUNT), size=30_000 if bad else 4)
+    spoilt = range(2, COUNT, bad) if bad else range(0)
+    for i in spoilt:
+        lose_a_part(server, ring_name, i)
     told = {"folder": str(tmp_path), "workers": workers, "url": server.url, "ring": ring_name, "group": "g"}
     loaded: dict[int, dict[str, Any]] = {}  # by life: the newest checkpoint that was loaded from it
     for life, ranks in enumerate((2, 4, 1, 2)):
@@ -94,9 +98,11 @@ def test_any_number_of_ranks_goes_on_from_a_checkpoint(
                            "some steps are done", deadline_s=60)  # fmt: skip
             else:
                 assert sorted(queue.get(timeout=60) for _ in range(ranks)) == list(range(ranks))
-    assert sorted(in_effect(tmp_path, 4, list(loaded.values()))) == list(range(COUNT))
+    assert sorted(in_effect(tmp_path, 4, list(loaded.values()))) == sorted(set(range(COUNT)) - set(spoilt))
     every = list(itertools.chain(*(trained(tmp_path, life) for life in range(4))))
-    assert len(every) > COUNT, "some came again"
+    assert len(every) > COUNT - len(spoilt), "some came again"
     assert pending(server, ring_name, "g") == []
     assert counters(server, ring_name, "g")["doubled"] == 0
+    assert len(reasons(server, ring_name)) == len(spoilt)
+    assert not server.client().hget(f"sb:{{{ring_name}}}:runs:g", "run spares"), "forgotten when a checkpoint has them"
     check_ledger(server, ring_name, "g")

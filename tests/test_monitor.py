@@ -230,21 +230,49 @@ def test_what_is_evicted_while_pending_is_told(make_ring):
     assert status.ledger.balanced
 
 
-def test_what_was_lost_is_told_in_generator_time(make_ring):
+def test_what_was_lost_is_told_in_the_generator_time_of_its_producers(make_ring):
+    """One needs 1 s for a sample, the other 1 ms, and of one nobody knows."""
     hands = make_ring(when_full="drop-oldest", max_samples=4)
-    hands.put(TINY, 6)
+    slow, fast = Incarnation("slow", "w1"), Incarnation("fast", "w1")
+    for who, generation_s in (slow, 1.0), (fast, 0.001):
+        hands.ring.join_producer(who, 0, ABOUT | {"generation_s": generation_s})
+
+    def put(who, first, count, generation_s):
+        samples = [(n, TINY) for n in range(first, first + count)]
+        assert hands.ring.commit(who, samples, generation_s=generation_s).word == "OK"
+
+    put(slow, 1, 1, 1.0)
+    put(fast, 1, 4, 0.001)
+    assert hands.status().wasted_s == 1.0, "the first one has left, and nobody reads"
+    reader = hands.reader("r", "train")
+    put(slow, 2, 2, 1.0)
+    assert hands.status().groups["train"].wasted_s == 0.002
+    assert hands.take(reader, "train", 2) == [6, 7], "two more are stepped over"
+    assert hands.status().groups["train"].wasted_s == 0.004
+    put(slow, 4, 1, 1.0)
+    put(fast, 5, 4, 0.001)
     status = hands.status()
-    assert (status.generation_s, status.wasted_s) == (None, 0.0), "nobody has said how long a sample takes"
-    hands.ring.beat("producer", "maker", ABOUT | {"generation_s": 2.5})
-    assert (hands.status().generation_s, hands.status().wasted_s) == (2.5, 5.0), "two have left, and nobody reads"
-    hands.reader("r", "train")
-    hands.put(TINY, 3)
-    other = Incarnation("other", "w1")
-    hands.ring.join_producer(other, 0, ABOUT | {"generation_s": 0.5})
-    status = hands.status()
-    assert (status.generation_s, status.wasted_s, status.groups["train"].wasted_s) == (2.5, 0.0, 7.5)
-    hands.ring.commit(other, [(n, TINY) for n in range(1, 4)])
-    assert hands.status().generation_s == pytest.approx((9 * 2.5 + 3 * 0.5) / 12)
+    assert (status.groups["train"].lost, status.groups["train"].wasted_s) == (5, 1.004)
+    hands.put(TINY, 8)
+    assert hands.status().groups["train"].wasted_s == pytest.approx(1.008), "of the third one nothing is known"
+    assert (hands.status().wasted_s, hands.status().generation_s) == (1.0, pytest.approx((4 + 8 * 0.001) / 12))
+
+
+@pytest.mark.parametrize(("behind", "exact"), [(300, True), (9000, False)])
+def test_what_a_slow_reader_steps_over_is_told_in_generator_time(make_ring, behind, exact):
+    """Where that is very much, some of it is looked at."""
+    hands = make_ring(when_full="drop-oldest", max_samples=4 * behind)
+    reader = hands.reader("r", "train")
+    hands.take(reader, "train", 1)
+    seq = 1
+    for _ in range(4 * behind // 100 + 1):
+        samples = [(n, TINY) for n in range(seq, seq + 100)]
+        hands.ring.commit(hands.producer, samples, generation_s=0.001 if seq % 200 == 1 else 0.003)
+        seq += 100
+    hands.take(reader, "train", 1)
+    group = hands.status().groups["train"]
+    assert group.lost > behind / 2
+    assert group.wasted_s == pytest.approx(0.002 * group.lost, rel=0.2)
 
 
 def test_how_often_live_samples_were_used_is_told(make_ring):

@@ -1,5 +1,7 @@
 """Memory that comes back by itself."""
 
+import random
+
 import numpy as np
 import torch
 
@@ -40,6 +42,17 @@ def test_no_more_lies_free_than_is_kept() -> None:
     lent = [pool.take(MIB) for _ in range(5)]
     lent.clear()
     assert pool.free_bytes == 3 * MIB
+
+
+def test_where_sizes_vary_a_pool_takes_at_most_twice_what_was_lent_at_once() -> None:
+    draw, pool, most = random.Random(1), Pool(keep_bytes=1000 * MIB), 0
+    lent: list[np.ndarray] = []
+    for _ in range(3000):
+        lent.append(pool.take(draw.randrange(SMALLEST_BYTES, 4 * MIB)))
+        now = sum(size_class(len(one)) for one in lent)
+        most = max(most, now)
+        assert pool.free_bytes + now <= 2 * most
+        del lent[: max(len(lent) - draw.randrange(6), 0)]
 
 
 def test_small_memory_is_left_to_the_allocator() -> None:

@@ -72,7 +72,7 @@ def test_a_status_shows_ring_groups_readers_producers_and_ledger():
         "so far 47 committed, 5 evicted, 1 sent twice",
         "bad 2 quarantined, 0 foreign",
         'info {"classes": 4}',
-        "ends when 4 producers are done, 1 are",
+        "ends when 4 producers are done, 1 so far",
         "waiting producers wait for room",
         "train inf 40 30 3 2 5 7 900 1 0 0 -",
         "idle generators blocked 30% of their time (ever 12%); training of group train starved 7% (ever 40%)",

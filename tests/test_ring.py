@@ -81,7 +81,7 @@ def test_the_same_attempt_committed_again_leaves_its_parts_alive(rig: Rig) -> No
     sample = sample_of(BIG, 1)
     names = send_parts(rig, "a1", sample)
     for _ in range(3):
-        reply = rig.script("commit", rig.ring.epoch, "p", "w1", "0 0 0", *commit_arguments(1, sample, "a1"))
+        reply = rig.script("commit", rig.ring.epoch, "p", "w1", "0 0 0 0", *commit_arguments(1, sample, "a1"))
         assert reply[:2] == ["OK", "1"]
     assert [rig.keys.pttl(name) for name in names] == [-1] * len(names)
 
@@ -104,7 +104,7 @@ def test_a_sample_whose_parts_are_gone_is_not_taken_and_nothing_is_made_to_last(
     names = send_parts(rig, "a1", sample)
     assert len(names) == 2
     rig.keys.delete(*(names[i] for i in missing))
-    reply = rig.script("commit", rig.ring.epoch, "p", "w1", "0 0 0", *commit_arguments(1, sample, "a1"))
+    reply = rig.script("commit", rig.ring.epoch, "p", "w1", "0 0 0 0", *commit_arguments(1, sample, "a1"))
     assert reply[:2] == ["MISSING", "0"]
     assert all(rig.keys.pttl(name) != -1 for name in names)
     assert rig.balance().live == range(1, 1)
@@ -116,7 +116,7 @@ def test_a_long_payload_has_thousands_of_parts(rig: Rig) -> None:
     names = [rig.key(f"part:a1:{i}") for i in range(2500)]
     for start in range(0, len(names), 500):
         rig.keys.mset(dict.fromkeys(names[start : start + 500], b"x"))
-    arguments = ["0 0 0", "1 1 5000 2500 2500 a1 2500 -", "x:u8[2500]", b"head", b"", b""]
+    arguments = ["0 0 0 0", "1 1 5000 2500 2500 a1 2500 -", "x:u8[2500]", b"head", b"", b""]
     assert rig.script("commit", rig.ring.epoch, "p", "w1", *arguments)[:2] == ["OK", "1"]
     rig.balance()
 

@@ -5,82 +5,10 @@ import re
 
 import pytest
 
-from rings import Rig
+from rings import Rig, Table
 from synthbroker import dealing
 from synthbroker.dealing import Busy, Rules
 from synthbroker.errors import ShutOutError
-from synthbroker.replies import Incarnation, Taken
-
-
-class Table:
-    """Ranks of one run at a ring's table, one reader each; `sat` of them have come."""
-
-    def __init__(
-        self, rig: Rig, ranks: int, share: int, run: str = "run", word: str = "w", sat: int | None = None, **rules: int
-    ) -> None:
-        self.rig, self.ranks, self.run, self.word = rig, ranks, run, word
-        defaults = {"rounds": 0, "last_share": share, "drop_last": False, "epoch_size": None}
-        self.rules = Rules(ranks=ranks, share=share, **defaults | rules)  # type: ignore[arg-type]
-        self.readers = [self.join(rank) for rank in range(ranks if sat is None else sat)]
-        self.generations = [self.sit(rank) for rank in range(len(self.readers))]
-
-    def join(self, rank: int, worker: int = 0) -> Incarnation:
-        return self.rig.reader(name=f"{self.run}.r{rank}/{worker}", word=self.word)
-
-    def sit(self, rank: int, attempt: str = "", had: str = "") -> str | Busy:
-        who, word = Incarnation(f"{self.run}.r{rank}/0", self.word), self.word
-        return dealing.sit(
-            self.rig.ring,
-            "train",
-            who,
-            run=self.run,
-            attempt=attempt,
-            rules=self.rules,
-            rank=rank,
-            word=word,
-            claim_after_s=10,
-            had=had,
-        )
-
-    def ask(
-        self,
-        rank: int,
-        i: int,
-        *,
-        sitting: int = 1,
-        received: int = -1,
-        short: int = 0,
-        reader: Incarnation | None = None,
-    ) -> tuple[str, Taken | None]:
-        rules = self.rules
-        told = (rank, self.ranks, sitting, i, rules.share, rules.rounds, rules.last_share, received)
-        order = ["ROUND", self.generations[rank], *told, int(rules.drop_last), short]
-        return dealing.deal(
-            self.rig.ring, "train", reader or self.readers[rank], " ".join(map(str, order)), claim_after_s=10
-        )
-
-    def share(self, rank: int, i: int, **more: int) -> list[tuple[int, int]] | str:
-        """Give numbers and uses of a rank's share, or the word that came instead."""
-        word, taken = self.ask(rank, i, **more)  # type: ignore[arg-type]
-        return [(one.number, one.uses) for one in taken.samples] if taken and taken.samples else word
-
-    def numbers(self, rank: int, i: int, **more: int) -> list[int] | str:
-        share = self.share(rank, i, **more)
-        return share if isinstance(share, str) else [number for number, _ in share]
-
-    def read(self, **more: int) -> list[list[list[tuple[int, int]]]]:
-        """Read all rounds to the end, acknowledging; a list of shares for each rank."""
-        found: list[list[list[tuple[int, int]]]] = [[] for _ in range(self.ranks)]
-        for i in itertools.count():
-            shares = [self.share(rank, i, received=i - 1, **more) for rank in range(self.ranks)]
-            if shares[0] == "END":
-                assert shares == ["END"] * self.ranks
-                return found
-            for rank, share in enumerate(shares):
-                assert isinstance(share, list), share
-                found[rank].append(share)
-                self.rig.ring.acknowledge("train", [number for number, uses in share if uses < 2])
-        raise AssertionError
 
 
 def padded(rig: Rig) -> int:

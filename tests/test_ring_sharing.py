@@ -248,7 +248,7 @@ def test_of_a_part_that_is_not_there_nothing_is_taken(rig: Rig) -> None:
     rig.open()
     who = rig.producer()
     arguments = run_arguments(1, [one.sample for _, one in burst(1, 5)], "never", 1, 0)
-    reply = rig.script("commit", rig.ring.epoch, who.name, who.word, "0 0 0", *arguments)
+    reply = rig.script("commit", rig.ring.epoch, who.name, who.word, "0 0 0 0", *arguments)
     assert reply[:2] == ["MISSING", "0"]
     assert rig.part_keys() == set()
     rig.balance()

@@ -113,7 +113,7 @@ def lasting_parts(server: RunningServer, ring: str) -> set[str]:
 def owned_parts(server: RunningServer, ring: str) -> set[str]:
     """List the keys of the parts that leave with a sample of the ring."""
     lines = [line.decode().split() for line in server.client().lrange(key(ring, "index"), 0, -1)]
-    return {key(ring, f"part:{uid}:{i}") for _, uid, parts in lines for i in range(int(parts))}
+    return {key(ring, f"part:{uid}:{i}") for _, uid, parts, _ in lines for i in range(int(parts))}
 
 
 def check_ledger(server: RunningServer, ring: str, *groups: str) -> None:
@@ -147,6 +147,12 @@ def fill_up(server: RunningServer) -> list[str]:
 
 
 # -- samples that no honest producer sends
+
+
+def lose_a_part(server: RunningServer, ring: str, i: int) -> None:
+    """Have the sample after the first i lose its payload, which is too large to share a part."""
+    entry = server.client().xrange(f"sb:{{{ring}}}:samples", f"{i + 1}-0", count=1)[0][1]
+    assert server.client().delete(f"sb:{{{ring}}}:part:{entry[b'parts'].decode()[:-2]}:0")
 
 
 @contextmanager

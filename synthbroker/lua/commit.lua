@@ -1,8 +1,8 @@
 -- Makes samples of one producer incarnation visible, strictly in the order of their sequence numbers.
 --
 -- ARGV  2 producer's name  3 its incarnation
---       4 "bytes samples seconds": a lease on room for what is sent next, if all are taken and it is to be had without
---       evicting what somebody may want; "0 0 0": none
+--       4 "bytes samples seconds us": what it takes to make one of its samples, the mean; and before that a lease on room for what is sent next, if all are taken and it is to be had without
+--       evicting what somebody may want; "0 0 0 ...": none
 --       5... runs of samples that differ in little:
 --       "seq count cost payload raw uid parts start", spec, how their heads begin; then two for each of the `count`
 --       samples: how its head goes on, data. (cost: bytes of server memory; payload, raw: its sizes, all for each one; uid
@@ -107,21 +107,23 @@ end
 -- Lines for the index. Of samples that share a part the last owns it: such a line is written when it is known what comes
 -- behind it.
 local lines, open_run = {}, nil
+local made = string.match(ARGV[4], ' %d+$')
 
 local function close_line(next_uid)
   if not open_run then return end
   local owns = open_run.uid ~= next_uid
-  lines[#lines + 1] = owns and int(open_run.cost) .. ' ' .. open_run.uid .. ' ' .. open_run.parts or open_run.unowned
+  lines[#lines + 1] = owns and int(open_run.cost) .. ' ' .. open_run.uid .. ' ' .. open_run.parts .. made
+    or open_run.unowned
   open_run = nil
 end
 
 local function write_line(run)
   close_line(run.uid)
   if run.start then
-    run.unowned = run.unowned or int(run.cost) .. ' - 0'
+    run.unowned = run.unowned or int(run.cost) .. ' - 0' .. made
     open_run = run
   else
-    lines[#lines + 1] = int(run.cost) .. ' ' .. run.uid .. ' ' .. run.parts
+    lines[#lines + 1] = int(run.cost) .. ' ' .. run.uid .. ' ' .. run.parts .. made
   end
 end
 
@@ -233,7 +235,7 @@ allow_bookkeeping()
 
 -- Saves the producer asking for it (the lease of a `drop-oldest` ring that is full must wait until it is needed).
 local function lease_ahead()
-  local bytes, count, seconds = string.match(ARGV[4], '^(%d+) (%d+) (%d+)$')
+  local bytes, count, seconds = string.match(ARGV[4], '^(%d+) (%d+) (%d+) ')
   bytes, count = tonumber(bytes), tonumber(count)
   if stopped or ring.ended or count == 0 then return 0 end
   use_lease(ring, name, math.huge, math.huge)

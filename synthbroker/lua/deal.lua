@@ -9,7 +9,8 @@
 --           received: the round whose answer this reader had last, -1 none; a deal is kept until all ranks had it
 --           drop_last: 1 where the last, incomplete round is for nobody  short: 1 deals one now from what is there
 --           whole: 1 to be told, too, what the other ranks are dealt: uses -1
---         SPARE generation    more samples for the caller, in place of bad ones
+--         SPARE generation rank sitting round noted    more samples for the caller, in place of bad ones
+--           noted: 1 to have them in the checkpoints of all ranks (runs.lua)
 --         REPEAT generation   books on the group that the caller repeats so many samples, since there are no others
 -- Reply as for take.lua. END: no such round, for any rank. An incomplete last round is padded: every rank gets as many,
 --       and some of the round's samples are given twice (booked as padded, and as reused; uses 2, so that nobody
@@ -61,6 +62,18 @@ local function take_missing()
   return missing() > 0 and drained() and not awaited_elsewhere()
 end
 
+-- What one rank takes in place of bad samples no other one knows of: checkpoints have it from here.
+local function note_spares(rank, sitting, round)
+  local kept = {}
+  for spare, number in string.gmatch(redis.call('hget', runs_key(name), run .. ' spares') or '', '(%S+:(%d+))') do
+    if tonumber(number) >= ring.first then kept[#kept + 1] = spare end
+  end
+  for at = 1, #given, 2 do
+    if given[at + 1] < 2 then kept[#kept + 1] = table.concat({rank, sitting, round, ARGV[1], int(given[at])}, ':') end
+  end
+  if #kept > 0 then redis.call('hset', runs_key(name), run .. ' spares', table.concat(kept, ' ')) end
+end
+
 if asked == 'REPEAT' then
   allow_bookkeeping()
   count('padded', wanted)
@@ -70,6 +83,7 @@ end
 if asked == 'SPARE' then
   allow_bookkeeping()
   local over = take_missing()
+  if order[6] == '1' then note_spares(order[3], order[4], order[5]) end
   return reply(#given > 0 and 'OK' or over and 'END' or 'EMPTY')
 end
 

@@ -151,10 +151,20 @@ local function note_evicted(name, pending)
   redis.call('zremrangebyrank', evicted_key(name), 0, -MOST_EVICTED - 1)
 end
 
--- Books on a group that the samples up to `last` leave the ring.
-local function evict_from_group(ring, group, last)
+-- The generator time that went into the last `count` of these samples, in us.
+local function time_of(made_us, count)
+  local sum = 0
+  for i = #made_us - count + 1, #made_us do sum = sum + made_us[i] end
+  return int(sum)
+end
+
+-- Books on a group that the samples up to `last` leave the ring, and what it took to make each of them.
+local function evict_from_group(ring, group, last, made_us)
   local unseen = last - math.max(group.delivered, ring.first - 1)
-  if unseen > 0 then redis.call('hincrby', group_key(group.name), 'lost', int(unseen)) end
+  if unseen > 0 then
+    redis.call('hincrby', group_key(group.name), 'lost', int(unseen))
+    redis.call('hincrby', group_key(group.name), 'wasted_us', time_of(made_us, unseen))
+  end
   local checkpoints = group.pending > 0 and redis.call('exists', runs_key(group.name)) == 1
   while group.pending > 0 do
     local pending = redis.call('xpending', samples_key, group.name, '-', id_of(last), STEP)
@@ -176,9 +186,10 @@ end
 -- Removes the oldest samples, whose index lines are given (at most STEP). Frees before it books.
 local function evict(ring, lines, groups)
   local last = ring.first + #lines - 1
-  local names = {}
-  for _, line in ipairs(lines) do
-    local cost, uid, parts = string.match(line, '^(%d+) (%S+) (%d+)$')
+  local names, made_us = {}, {}
+  for i, line in ipairs(lines) do
+    local cost, uid, parts, us = string.match(line, '^(%d+) (%S+) (%d+) (%d+)$')
+    made_us[i] = us
     ring.bytes = ring.bytes - tonumber(cost)
     part_names(names, uid, tonumber(parts))
   end
@@ -186,7 +197,8 @@ local function evict(ring, lines, groups)
   redis.call('ltrim', index_key, #lines, -1)
   local foreign = redis.call('xtrim', samples_key, 'MINID', id_of(last + 1)) - #lines
   if foreign > 0 then redis.call('hincrby', meta_key, 'foreign', foreign) end
-  for _, group in ipairs(groups) do evict_from_group(ring, group, last) end
+  for _, group in ipairs(groups) do evict_from_group(ring, group, last, made_us) end
+  if #groups == 0 then redis.call('hincrby', meta_key, 'wasted_us', time_of(made_us, #made_us)) end
   ring.first = last + 1
   save_ring(ring)
 end

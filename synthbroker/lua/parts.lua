@@ -9,7 +9,7 @@ if not ring then return {'NORING'} end
 local at = math.max(tonumber(ARGV[2]), ring.first)
 local owners, missing, looked = {}, {}, 0
 for _, line in ipairs(redis.call('lrange', index_key, int(at - ring.first), int(at - ring.first + ARGV[3] - 1))) do
-  local uid, parts = string.match(line, '^%d+ (%S+) (%d+)$')
+  local uid, parts = string.match(line, '^%d+ (%S+) (%d+) %d+$')
   if looked > KEYS_AT_ONCE then break end
   if uid and parts ~= '0' then
     owners[#owners + 1] = uid

@@ -48,6 +48,10 @@ if token ~= '-' or run.life ~= life then
     if not one.done and (token ~= '-' or ranks == 0) then redis.call('hdel', runs_key(name), one.field) end
   end
   forgive(name, members)
+  -- They come again, too. Those of the other ranks' new lives are theirs to keep.
+  forget_spares(name, run, function(spare)
+    return ranks == 0 or spare.rank >= ranks or run.name == run.whole .. '.r' .. int(spare.rank)
+  end)
 end
 if run.life ~= life then
   local function is_former(family)

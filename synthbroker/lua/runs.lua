@@ -3,21 +3,37 @@
 --   <run>                    time, life (the word of the process that is the run now), 1 where it keeps checkpoints
 --   <run> <serial>.<word>    a checkpoint: `s` staged or `d` done, and the numbers behind the one before, like 1-40,43;
 --                            serials rise, and the checkpoints of one word hold all that was trained on
+--   <run> spares             what ranks took in place of bad samples, and no finished checkpoint has: rank:sitting:round:epoch:number
 -- Each of several ranks is a run by its name <run>.r<rank>, whose life is its own. Their checkpoints are those of <run>,
 -- under each rank's word: what one of them stages holds what all were dealt in the rounds that it has trained on, and the
 -- serial is the number of rounds, so that the checkpoints of all ranks after the same step have the same serial.
 
 local LONGEST_DONE = 2000
 
--- A run as it is known: {name, whole, life, tokens = {{serial, word, field, done, numbers}...} by serial}; life nil: not
--- known. `whole`, if not empty: the run whose rank this is.
+-- Those whose number still means the same sample.
+local function read_spares(text)
+  local spares, current = {}, redis.call('hget', meta_key, 'epoch')
+  for word, rank, sitting, round, epoch, number in string.gmatch(text, '((%d+):(%d+):(%d+):([^ :]+):(%d+))') do
+    local bound = epoch == current and math.huge or bound_of(epoch) or 0
+    if tonumber(number) < bound then
+      spares[#spares + 1] = {word = word, rank = tonumber(rank), sitting = tonumber(sitting), round = tonumber(round),
+        number = tonumber(number)}
+    end
+  end
+  return spares
+end
+
+-- A run as it is known: {name, whole, life, tokens = {{serial, word, field, done, numbers}...} by serial,
+-- spares = {{rank, sitting, round, number}...}}; life nil: not known. `whole`, if not empty: the run whose rank this is.
 local function load_run(group, name, whole)
-  local run = {name = name, whole = (whole or '') ~= '' and whole or name, tokens = {}}
+  local run = {name = name, whole = (whole or '') ~= '' and whole or name, tokens = {}, spares = {}}
   local all = redis.call('hgetall', runs_key(group))
   for i = 1, #all, 2 do
     local field, value = all[i], all[i + 1]
     if field == name then
       run.life = string.match(value, '^%S+ (%S+) ')
+    elseif field == run.whole .. ' spares' then
+      run.spares = read_spares(value)
     elseif string.sub(field, 1, #run.whole + 1) == run.whole .. ' ' then
       local serial, word = string.match(field, '(%d+)%.(%S+)$')
       run.tokens[#run.tokens + 1] = {serial = tonumber(serial), word = word, field = field,
@@ -80,6 +96,29 @@ local function each_range(numbers, f)
   end
 end
 
+-- Forgets the spares of a run for which gone(spare) holds.
+local function forget_spares(group, run, gone)
+  if #run.spares == 0 then return end
+  local kept, words = {}, {}
+  for _, one in ipairs(run.spares) do
+    if not gone(one) then
+      kept[#kept + 1] = one
+      words[#words + 1] = one.word
+    end
+  end
+  run.spares = kept
+  if #words == 0 then redis.call('hdel', runs_key(group), run.whole .. ' spares')
+  else redis.call('hset', runs_key(group), run.whole .. ' spares', table.concat(words, ' ')) end
+end
+
+local function is_among(texts, number)
+  local found = false
+  for _, text in ipairs(texts) do
+    each_range(text, function(first, last) found = found or first <= number and number <= last end)
+  end
+  return found
+end
+
 -- Members for those of a run's numbers that were evicted while they were pending, from first to last, oldest first.
 local function evicted_of(group, run, first, last)
   local found = {}
@@ -138,6 +177,7 @@ local function finish(ring, group, run, serial, word)
   end
   for i = 1, #done - MOST_DONE do redis.call('hdel', runs_key(group.name), done[i]) end
   forgive(group.name, evicted_among(group.name, run, texts))
+  forget_spares(group.name, run, function(spare) return is_among(texts, spare.number) end)
   -- Of what other ranks were dealt, some may have been bad, and acknowledged as that.
   local acknowledged, doubled = acknowledge(ring, group, ids, 0, run.whole ~= run.name)
   return acknowledged, doubled, late

@@ -46,17 +46,27 @@ local function sum_index()
   local bytes, unread = 0, 0
   for start = 0, redis.call('llen', index_key) - 1, KEYS_AT_ONCE do
     for _, line in ipairs(redis.call('lrange', index_key, start, start + KEYS_AT_ONCE - 1)) do
-      local cost = string.match(line, '^(%d+) %S+ %d+$')
+      local cost = string.match(line, '^(%d+) %S+ %d+ %d+$')
       if cost then bytes = bytes + tonumber(cost) else unread = unread + 1 end
     end
   end
   return int(bytes), unread
 end
 
--- Entries bring their payload with them: they are walked through only where their count is not what it should be.
+local function is_plain()
+  local live = ring.next - ring.first
+  if redis.call('xlen', samples_key) ~= live then return false end
+  if live == 0 then return true end
+  local last = redis.call('xrange', samples_key, id_of(ring.next - 1), '+', 'COUNT', 2)
+  return redis.call('xrange', samples_key, '-', '+', 'COUNT', 1)[1][1] == id_of(ring.first)
+    and #last == 1 and last[1][1] == id_of(ring.next - 1)
+end
+
+-- Entries bring their payload with them: they are walked through only where count, first and last are not what they
+-- should be. (A foreign one may stand for one that somebody removed.)
 local function walk_stream()
   local foreign, names, missing, expected, from = 0, {}, 0, ring.first, '-'
-  if redis.call('xlen', samples_key) == ring.next - ring.first then return 0, names, 0 end
+  if is_plain() then return 0, names, 0 end
   local function skip_to(number)
     if number <= expected then return end
     missing = missing + number - expected

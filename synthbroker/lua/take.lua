@@ -90,6 +90,18 @@ local function claim(after_s)
   end
 end
 
+-- What it took to make samples, in us, as the index has it; where they are very many, every so many are looked at.
+local function generation_us(from, to)
+  local sum, looked, stride = 0, 0, math.max(STEP, math.ceil((to - from) / STEP))
+  for start = from - ring.first, to - 1 - ring.first, stride do
+    local stop = math.min(start + STEP, to - ring.first) - 1
+    for _, line in ipairs(redis.call('lrange', index_key, int(start), int(stop))) do
+      sum, looked = sum + string.match(line, '%d+$'), looked + 1
+    end
+  end
+  return looked > 0 and math.floor(sum * (to - from) / looked) or 0
+end
+
 -- In a ring that evicts under a slow reader: steps forward to where what is taken will live long enough to be read.
 -- Counts what is stepped over as lost. A ring whose front stands still is read from its front.
 local function step_forward()
@@ -102,6 +114,7 @@ local function step_forward()
     if to > unread then
       redis.call('xgroup', 'setid', samples_key, name, id_of(to - 1))
       count('lost', to - unread)
+      count('wasted_us', generation_us(unread, to))
       group.delivered = to - 1
     end
   end
