@@ -152,10 +152,10 @@ class Reader:
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
+        self._teller.stop(_LAST_WORD_S)  # first: what it is telling goes through
         if self._thread.is_alive():
             self._ring.connection.close()  # wakes the thread where it waits for the server
             self._thread.join(_LAST_WORD_S)
-        self._teller.stop(_LAST_WORD_S)
         with contextlib.suppress(SynthbrokerError):
             self.flush()
         self.source.close(leave=self.leaves)
