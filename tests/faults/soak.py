@@ -216,8 +216,8 @@ def main() -> int:
             soak.it.finish()
             soak.it.check_nothing_doubled()
             wrong = soak.grown()
-        except AssertionError as error:
-            wrong = [str(error)]
+        except (AssertionError, psutil.NoSuchProcess) as error:
+            wrong = [soak.it.tell(), f"{error}" or "see above"]
         print(soak.line(time.monotonic() - began))
         for name, times in sorted(soak.done.items()):
             print(f"{times:14d}  {name}")
