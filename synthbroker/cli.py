@@ -162,7 +162,7 @@ def _summary(ring: str, outcome: Outcome) -> str:
     if outcome.blocked_s >= 1:
         counts.append(f"waited {format_duration(outcome.blocked_s)} for room, all workers together")
     if outcome.ended:
-        counts.append("the ring has ended")
+        counts.append("the ring has ended" if outcome.samples else "the generator yielded nothing; the ring has ended")
     if outcome.stopped == "time":
         counts.append(f"stopped because the job ends, start it again to go on (exit code {EXIT_TIME})")
     if outcome.idle_for_s is not None:
@@ -179,6 +179,8 @@ def _idle(ring: str, idle_for_s: float) -> str:
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.ring is None:
+        return _rings(options)
     status = monitor.status(options.ring, url=options.url)
     if options.json:
         print(json.dumps(dataclasses.asdict(status), indent=1))
@@ -190,6 +192,17 @@ def _status(options: argparse.Namespace) -> int:
     if not console.is_terminal:
         raise ValueError("--watch needs a terminal; --json gives the same to a program")
     _watch(console, options)
+    return 0
+
+
+def _rings(options: argparse.Namespace) -> int:
+    if options.watch:
+        raise ValueError("--watch needs a ring's name: `synthbroker status` lists them")
+    found = monitor.rings(url=options.url)
+    if options.json:
+        print(json.dumps([dataclasses.asdict(status) for status in found], indent=1))
+    else:
+        print("\n".join(map(report.of_ring, found)) or "there are no rings: `synthbroker generate` makes one")
     return 0
 
 

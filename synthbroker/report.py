@@ -159,6 +159,12 @@ def _ledger(ledger: Ledger) -> RenderableType:
     return Text("\n".join(["ledger: does not add up", *lines]), "red")
 
 
+def of_ring(status: RingStatus) -> str:
+    """Show a ring in a line."""
+    flow = "ended" if status.ended else f"{status.samples_per_s:.3g} samples/s"
+    return f"ring {status.ring}: {status.live} samples, {status.fill:.1%} full, {flow}"
+
+
 def of_audit(audit: Audit) -> RenderableType:
     """Show every law with its figures, what stands beside them, and each difference by name."""
     table = _table("law", "figures", "difference")
@@ -298,7 +304,7 @@ def of_run_status(status: RunStatus) -> RenderableType:
         if number not in known:
             table.add_row(number, role, "ended", "", "", "", "SLURM has forgotten it")
     rings = [
-        f"ring {one.ring}: {one.live} samples, {one.fill:.1%} full, {one.samples_per_s:.3g} samples/s; "
+        f"{of_ring(one)}; "
         f"`synthbroker status {one.ring} --url {(status.run.folder / 'broker.json').as_uri()}` says more"
         for one in status.rings
     ]

@@ -103,6 +103,7 @@ ORDER = [
     "bench",
     "report",
     "to",
+    "usage",
     "arguments",
     "cli",
     "__main__",
