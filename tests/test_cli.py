@@ -303,11 +303,24 @@ def test_end_and_drop_say_what_they_did(filled, server, capsys):
     assert monitor.status(filled, url=server.url).groups == {}
     assert main("drop", filled, "--yes") == 0
     assert server.client().keys(f"sb:{{{filled}}}*") == []
-    assert capsys.readouterr().out.splitlines() == [
+    stdout, stderr = capsys.readouterr()
+    assert "alive" not in stderr
+    assert stdout.splitlines() == [
         f"ring {filled} has ended",
         f"dropped group train of ring {filled}",
         f"dropped ring {filled}",
     ]
+
+
+def test_a_ring_that_is_dropped_under_a_producer_comes_again_and_that_is_said(server, ring_name, capsys):
+    with Producer(server.url, ring=ring_name, capacity="1MB") as out:
+        out.put({"x": 1})
+        out.flush()
+        assert main("drop", ring_name, "--yes", "--url", server.url) == 0
+        assert "will make it anew: 1" in capsys.readouterr().err
+        out.put({"x": 2})
+        out.flush()
+    assert monitor.status(ring_name, url=server.url).live == 1
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [(b"\n", 1, 3), (b"n\n", 1, 3), (b"y\n", 0, None)])

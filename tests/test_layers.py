@@ -101,6 +101,7 @@ ORDER = [
     "slurm",
     "__init__",
     "bench",
+    "fitting",
     "report",
     "to",
     "usage",
