@@ -362,9 +362,7 @@ class Assembly:
         try:
             return options.transform(sample) if options.transform else sample
         except Exception as error:
-            error.add_note(
-                f"in transform, of sample {entry.seq} of producer {entry.producer}, {entry.head.recipe!r:.500}"
-            )
+            error.add_note(f"in transform, of sample {entry.seq} of {entry.producer}, {entry.head.recipe!r:.500}")
             raise
 
     def _dressed(self, collated: Any, info: BatchInfo) -> Any:

@@ -319,13 +319,8 @@ class GroupSource:
             waiting.check(self._crowded, UnacknowledgedError)
         if self._starving.look_again():
             self._asked(self._starving.nothing)
-        begun = (
-            f"{holding} of the {self._options.batch_size} samples of a batch are here, which `synthbroker end "
-            f"{self._ring.name}` would give out as they are; "
-        )
-        waiting.check(
-            lambda: f"{begun * (holding > 0)}are the generators running? {self._asked(self._starving.nothing)}"
-        )
+        begun = self._starving.begun(holding)
+        waiting.check(lambda: f"{begun}are the generators running? {self._asked(self._starving.nothing)}")
 
     def _asked(self, look: Callable[[], object]) -> object:
         """Look who makes samples; where the ring is gone, taking will find that out."""
