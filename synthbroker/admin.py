@@ -32,9 +32,8 @@ def drop(ring: str, *, group: str | None = None, url: str | None = None) -> None
         if group is not None:
             names = monitor.status_of(there).groups
             if group not in names:
-                raise RingMissingError(
-                    f"ring {ring!r} has no group {group!r}: {', '.join(sorted(names)) or 'it has no groups at all'}"
-                )
+                there_are = f"its groups are {', '.join(sorted(names))}" if names else "it has no groups at all"
+                raise RingMissingError(f"ring {ring!r} has no group {group!r}: {there_are}")
         there.drop(group or "")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from synthbroker import acl, durable, generate, limits, options, slurm, to, units
+from synthbroker.usage import Parser
 
 DESCRIPTION = (
     "A ring of training samples in Redis, between the programs that make them and the training that uses them."
@@ -22,7 +23,7 @@ The server is --url, else SYNTHBROKER_URL, else the one that `synthbroker serve`
 
 def parser(version: str) -> argparse.ArgumentParser:
     """Make the parser; what it returns has `command` and that command's options."""
-    top = argparse.ArgumentParser("synthbroker", description=DESCRIPTION, epilog=EXAMPLES, **_STYLE)
+    top = Parser("synthbroker", description=DESCRIPTION, epilog=EXAMPLES, **_STYLE)
     top.add_argument("--version", action="version", version=f"synthbroker {version}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_add_serve, _add_generate, _add_status, _add_audit, _add_quarantine, _add_peek, _add_end, _add_drop,
@@ -181,11 +182,12 @@ def _add_status(commands: _Commands) -> None:
         commands,
         "status",
         "show what a ring holds, who is at it, and whether its ledger adds up",
+        "  synthbroker status            # which rings there are\n"
         "  synthbroker status brains\n"
         "  synthbroker status brains --watch\n"
         "  synthbroker status brains --json | jq .groups.train.lost",
     )
-    command.add_argument("ring", type=to.ring_name)
+    command.add_argument("ring", type=to.ring_name, nargs="?", help="without it: all rings, one a line")
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything, for programs")
     form.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")

@@ -312,7 +312,7 @@ class Assembly:
                 targets[tensor.name] = self._target(tensor, own)
         receive(entry, targets, self._plan.pool, get)
         if self._plan.one_by_one:
-            self._samples.append(self._transformed(own))
+            self._samples.append(self._transformed(own, entry))
         else:
             for name, array in own.items():
                 self._lists.setdefault(name, []).append(array)
@@ -355,11 +355,15 @@ class Assembly:
     def _array(self, shape: schema.Shape, dtype: np.dtype[Any]) -> Array:
         return self._plan.pool.take(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
-    def _transformed(self, arrays: dict[str, Array]) -> Any:
+    def _transformed(self, arrays: dict[str, Array], entry: wire.Entry) -> Any:
         options = self._plan.options
         tensors = {name: self._plan.finish.tensor(arrays[name]) for name in self._plan.names}
         sample: Any = tuple(tensors.values()) if options.fields else tensors
-        return options.transform(sample) if options.transform else sample
+        try:
+            return options.transform(sample) if options.transform else sample
+        except Exception as error:
+            error.add_note(f"in transform, of sample {entry.seq} of {entry.producer}, {entry.head.recipe!r:.500}")
+            raise
 
     def _dressed(self, collated: Any, info: BatchInfo) -> Any:
         """Give a dict or a tuple its `info`; what else a user's `collate` makes stays what it is."""

@@ -56,7 +56,11 @@ def parse(wanted: str | Mapping[str, str]) -> dict[str, Check]:
         words = [] if wanted == NONE else [word.rpartition(":") for word in wanted.split()]
         wanted = {name: checks for name, _, checks in words}
         if len(words) != len(wanted) or "" in wanted:
-            raise ValueError(f"checks are one word for each field, like 'image:finite,range(0,1)': got {words!r}")
+            text = " ".join(map("".join, words))
+            raise ValueError(
+                "checks are one word for each field, like 'image:finite,range(0,1)', or '*:finite' for all of them: "
+                f"got {text!r}"
+            )
     if not isinstance(wanted, Mapping):
         raise TypeError(f"checks must be a dict of texts, got {wanted!r}: {_EXAMPLE}")
     return {name if name == EVERY else schema.check_name(name): _parse(text) for name, text in wanted.items()}

@@ -33,7 +33,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -285,6 +285,16 @@ class Chooser:
         with self._lock:
             raw = all(state.codec == RAW for state in self._fields.values())
             return raw and self._link.known and self._link.s_per_byte < _GOES_OUT_S
+
+    def check_names(self, fields: Collection[str]) -> None:
+        """Check that the fields that the user named are there.
+
+        Raises:
+            ValueError: One is not.
+        """
+        missing = [name for name in self._by_field if name not in fields]
+        if missing:
+            raise ValueError(f"codec names {', '.join(missing)}, but the sample has only {', '.join(fields)}")
 
     def codecs_for(self, sample: Mapping[str, Array]) -> dict[str, str]:
         """Say which codec each tensor of a sample gets; contiguous arrays."""

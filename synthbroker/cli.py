@@ -31,12 +31,12 @@ from synthbroker.connection import Connection
 from synthbroker.durable import Durable
 from synthbroker.endpoint import Endpoint
 from synthbroker.errors import SynthbrokerError
-from synthbroker.generate import Outcome, generate
+from synthbroker.generate import generate
 from synthbroker.peek import peek
 from synthbroker.quarantine import quarantine
 from synthbroker.server import ServerConfig
 from synthbroker.tls import Tls
-from synthbroker.units import format_duration, format_size
+from synthbroker.units import format_size
 
 EXIT_TIME = 75
 _NOT_ENCRYPTED = "not encrypted: who can read the network's traffic reads passwords and samples (--tls)\n"
@@ -146,39 +146,15 @@ def _announce(endpoint: Endpoint, path: Path, durable: Durable | None, grants: S
 def _generate(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name not in ("command", "verbose")}
     outcome = generate(given.pop("target"), **given)
-    print(_summary(options.ring, outcome), flush=True)
+    print(report.of_outcome(options.ring, outcome, EXIT_TIME), flush=True)
     if outcome.signal is not None:
         return 128 + outcome.signal
     return EXIT_TIME if outcome.stopped == "time" else 0
 
 
-def _summary(ring: str, outcome: Outcome) -> str:
-    sizes = f"{format_size(outcome.raw_bytes)}, {format_size(outcome.payload_bytes)} sent"
-    counts = [f"{outcome.samples} samples in ring {ring} ({sizes})"]
-    if outcome.quarantined:
-        counts.append(f"{outcome.quarantined} failed the checks and went to quarantine")
-    if outcome.unsent:
-        counts.append(f"{outcome.unsent} were not sent")
-    if outcome.blocked_s >= 1:
-        counts.append(f"waited {format_duration(outcome.blocked_s)} for room, all workers together")
-    if outcome.ended:
-        counts.append("the ring has ended")
-    if outcome.stopped == "time":
-        counts.append(f"stopped because the job ends, start it again to go on (exit code {EXIT_TIME})")
-    if outcome.idle_for_s is not None:
-        counts.append(_idle(ring, outcome.idle_for_s))
-    return "; ".join(counts)
-
-
-def _idle(ring: str, idle_for_s: float) -> str:
-    return (
-        f"stopped because ring {ring} had had no room for {format_duration(idle_for_s)} (--idle-s): its readers are "
-        f"slower, or away. `synthbroker status {ring}` says whether more generators are needed; submit this job again "
-        "then. To stay longer raise --idle-s, to go on generating meanwhile give a new ring more --capacity"
-    )
-
-
 def _status(options: argparse.Namespace) -> int:
+    if options.ring is None:
+        return _rings(options)
     status = monitor.status(options.ring, url=options.url)
     if options.json:
         print(json.dumps(dataclasses.asdict(status), indent=1))
@@ -190,6 +166,17 @@ def _status(options: argparse.Namespace) -> int:
     if not console.is_terminal:
         raise ValueError("--watch needs a terminal; --json gives the same to a program")
     _watch(console, options)
+    return 0
+
+
+def _rings(options: argparse.Namespace) -> int:
+    if options.watch:
+        raise ValueError("--watch needs a ring's name: `synthbroker status` lists them")
+    found = monitor.rings(url=options.url)
+    if options.json:
+        print(json.dumps([dataclasses.asdict(status) for status in found], indent=1))
+    else:
+        print("\n".join(map(report.of_ring, found)) or "there are no rings: `synthbroker generate` makes one")
     return 0
 
 
@@ -250,8 +237,13 @@ def _drop(options: argparse.Namespace) -> int:
     if options.group is None and not options.yes and not _confirmed(options):
         print("nothing was dropped", file=sys.stderr)
         return 1
+    producers = monitor.status(options.ring, url=options.url).producers.values() if options.group is None else ()
     admin.drop(options.ring, group=options.group, url=options.url)
     print(f"dropped {f'group {options.group} of ' if options.group else ''}ring {options.ring}")
+    if alive := sum(one.state == "alive" for one in producers):
+        print(
+            f"producers that are alive, and will make it anew: {alive}; stop them, then drop it again", file=sys.stderr
+        )
     return 0
 
 

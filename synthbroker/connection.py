@@ -246,7 +246,7 @@ class Connection:
 
 def translate(error: redis.RedisError, where: str) -> ServerError:
     """Find our error for one of redis-py's."""
-    text = _IN_SCRIPT.sub("", str(error)) or type(error).__name__
+    text = _IN_SCRIPT.sub("", str(error)).removesuffix(".") or type(error).__name__
     if isinstance(error, redis.AuthenticationError | redis.exceptions.AuthorizationError):
         return ServerRefusedError(f"{where} refuses: wrong or missing password ({text})")
     said = _with_code(error, text)

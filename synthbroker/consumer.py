@@ -144,7 +144,8 @@ class Session:
 def warn_of_nothing(options: ReadOptions) -> None:
     """Say that an iteration had nothing to give; a loop over nothing would end without a word."""
     whose = "" if options.group is None else f" and group {options.group!r} has read all of it"
-    log.warning("ring %s has ended%s: there was nothing to read", options.ring, whose)
+    short = f", save less than a batch of {options.batch_size}, which drop_last leaves out" if options.drop_last else ""
+    log.warning("ring %s has ended%s: there was nothing to read%s", options.ring, whose, short)
 
 
 def raise_if_drained(url: str | None, ring: str, group: str | None, held: int | None = 0) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from synthbroker import lanes, ranks, tensors
 from synthbroker.assemble import Finish
-from synthbroker.batch import BatchInfo
+from synthbroker.batch import Batch, BatchInfo, TupleBatch
 from synthbroker.connection import Connection
 from synthbroker.consumer import Session, raise_if_drained
 from synthbroker.loader import RingLoader
@@ -35,6 +36,16 @@ def collate(samples: list[Any]) -> Any:
         return samples
     return default_collate(samples)
 
+
+def _refuse_batches(*_: Any, **__: Any) -> Any:
+    raise TypeError(
+        "a RingDataset makes batches itself, and DataLoader would make batches of batches: say "
+        "DataLoader(dataset, batch_size=None, ...) or dataset.loader(num_workers=N), and RingDataset(batch_size=...)"
+    )
+
+
+# A plain DataLoader's own batch_size is 1: batches would get one dimension too many, and lose their info, silently.
+default_collate_fn_map.update({Batch: _refuse_batches, TupleBatch: _refuse_batches})
 
 TORCH = Finish(tensor=tensors.to_torch, collate=collate)
 

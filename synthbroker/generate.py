@@ -38,6 +38,7 @@ class Outcome:
 
     Attributes:
         samples: Committed samples.
+        lost: Those of them that were lost with what the server held, or with a ring that was dropped.
         raw_bytes, payload_bytes: Their size as tensors and on the wire.
         quarantined: Samples that failed the checks of the ring, or their cast.
         unsent: Samples that were made, or half made, when the workers were stopped.
@@ -50,6 +51,7 @@ class Outcome:
     """
 
     samples: int
+    lost: int
     raw_bytes: int
     payload_bytes: int
     quarantined: int
@@ -130,6 +132,7 @@ def _outcome(crew: Crew, *, ended: bool) -> Outcome:
     stats = [result.stats for result in crew.results if result.stats is not None]
     return Outcome(
         samples=sum(one.samples for one in stats),
+        lost=sum(one.lost_by_server for one in stats),
         raw_bytes=sum(one.raw_bytes for one in stats),
         payload_bytes=sum(one.payload_bytes for one in stats),
         quarantined=sum(one.quarantined for one in stats),

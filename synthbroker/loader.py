@@ -94,16 +94,19 @@ class RingLoader(DataLoader[Any]):
         self._with_info.word = dataset.deputies.begin(anew=anew, ranks=place is not None, left=left)
         self._sit_down(place, anew=anew or left)
         expected = None if dataset.options.epoch_size is None else len(dataset)
-        try:
-            stay, starved = self.persistent_workers, Stopwatch(self._with_info.starved)
-            yield from dataset.deputies.watch(self._pairs(), expected=expected, stay=stay, starved=starved)
-            self._left = False
-        finally:
-            self._with_info.turn.value += 1
+        stay, starved = self.persistent_workers, Stopwatch(self._with_info.starved)
+        yield from dataset.deputies.watch(self._pairs(), expected=expected, stay=stay, starved=starved)
+        self._left = False
 
     def _pairs(self) -> Iterator[Any]:
         pairs = super().__iter__()
-        return pairs if self._delivery is None else _unpacked(pairs, self._delivery)
+        return self._until_left(pairs if self._delivery is None else _unpacked(pairs, self._delivery))
+
+    def _until_left(self, pairs: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from pairs
+        finally:  # before torch ends the workers: it gives one that waits for a sample five seconds
+            self._with_info.turn.value += 1
 
     def _sit_down(self, place: Place | None, *, anew: bool) -> None:
         """Tell the workers their training process's place among several ranks, if there are such."""

@@ -7,12 +7,14 @@ scripts keep, against lengths and pending lists that Redis keeps), so a differen
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from synthbroker import replies
+from synthbroker import books, replies
 from synthbroker.advice import advise, signs_of
 from synthbroker.connection import Connection
+from synthbroker.errors import RingMissingError
 from synthbroker.ledger import Equation, Ledger, equation
 from synthbroker.replies import Meta, Reply
 from synthbroker.ring import Ring
@@ -36,6 +38,19 @@ def status(ring: str, *, url: str | None = None) -> RingStatus:
         return status_of(Ring(connection, ring))
     finally:
         connection.close()
+
+
+def rings(*, url: str | None = None) -> tuple[RingStatus, ...]:
+    """Read the state of all rings of a server; looks at every key of it. Errors as for `status`."""
+    found = []
+    connection = Connection(url)
+    try:
+        for name in books.ring_names(connection):
+            with suppress(RingMissingError):  # dropped meanwhile
+                found.append(status_of(Ring(connection, name)))
+    finally:
+        connection.close()
+    return tuple(found)
 
 
 def status_of(ring: Ring) -> RingStatus:

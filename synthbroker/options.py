@@ -99,6 +99,8 @@ class ReadOptions:
             raise ValueError(
                 "on_starve='reuse' needs a reuse of more than 1: say reuse='inf', or how often a sample may be given"
             )
+        for what in "transform", "collate":
+            _check_function(what, getattr(self, what))
         for what in "fields", "producers":
             check_names(what, getattr(self, what))
         if self.name is not None and (not self.name or any(c in self.name for c in " /:")):
@@ -148,9 +150,12 @@ def ring_settings(
             _check_whole(what, value, 0)
     if isinstance(groups, str):
         raise TypeError(f"groups must be a sequence of names, got the text {groups!r}")
+    capacity_bytes = None if capacity is None else units.parse_size(capacity)
+    if capacity_bytes == 0:
+        raise ValueError(f"capacity must be more than nothing, got {capacity!r}: say it like '8GB'")
     return Settings(
         when_full=when_full,
-        capacity_bytes=None if capacity is None else units.parse_size(capacity),
+        capacity_bytes=capacity_bytes,
         max_samples=max_samples,
         schema=None if schema_text is None else str(schema.parse(schema_text)),
         info=None if info is None else json.dumps(dict(info), sort_keys=True, allow_nan=False),
@@ -189,6 +194,11 @@ def producer_name(name: str | None) -> str:
     if not isinstance(name, str) or not _PRODUCER.fullmatch(name):
         raise ValueError(f"{name!r} cannot name a producer: 1 to 100 letters, digits, _ . and - are allowed")
     return name
+
+
+def _check_function(what: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{what} must be a function, got {value!r}")
 
 
 def _check_whole(what: str, value: object, least: int) -> None:

@@ -317,6 +317,7 @@ class Producer:
         self._schema = schema.parse(meta.schema) if meta.schema else None
         if self._schema is not None:
             casts.check(self._schema, self._packer.casts)
+            self._packer.chooser.check_names([field.name for field in self._schema.fields])
         self._packer.checks = values.parse(meta.checks)
         if self._schema is not None:
             values.check_schema(self._packer.checks, self._schema)
@@ -329,6 +330,7 @@ class Producer:
         if self._schema is None:
             inferred = str(casts.note(schema.infer(arrays), self._packer.casts))
             values.check_schema(self._packer.checks, schema.parse(inferred))
+            self._packer.chooser.check_names(arrays)
             self._known = replace(self._known or self._settings, schema=inferred)
             self._keep_trying(self._open)  # another producer may have been first; then its schema decides
         assert self._schema is not None

@@ -13,6 +13,8 @@ from rich.text import Text
 from synthbroker import schema
 from synthbroker.audit import Audit
 from synthbroker.batch import Batch
+from synthbroker.fitting import Fitted
+from synthbroker.generate import Outcome
 from synthbroker.ledger import Equation, Ledger
 from synthbroker.quarantine import BadSample
 from synthbroker.schema import Array
@@ -108,7 +110,9 @@ def _groups(groups: dict[str, GroupStatus]) -> RenderableType:
         numbers = [Text(str(getattr(group, field)), _alarm(field, getattr(group, field))) for field in names]
         wasted = Text(format_duration(group.wasted_s), "red") if group.wasted_s else "-"
         table.add_row(Text(name, "bold"), group.reuse or "-", *numbers, wasted)
-    return Group(table, *[Text(f"{name}: {_uses(group)}", "dim") for name, group in groups.items() if group.uses])
+    return Group(
+        Fitted(table), *[Text(f"{name}: {_uses(group)}", "dim") for name, group in groups.items() if group.uses]
+    )
 
 
 def _uses(group: GroupStatus) -> str:
@@ -147,8 +151,8 @@ def _producers(producers: dict[str, ProducerStatus]) -> RenderableType:
 
 def _with_rest(table: Table, count: int, what: str) -> RenderableType:
     if count <= MOST_ROWS:
-        return table
-    return Group(table, Text(f"and {count - MOST_ROWS} more {what}: --json has them all", "dim"))
+        return Fitted(table)
+    return Group(Fitted(table), Text(f"and {count - MOST_ROWS} more {what}: --json has them all", "dim"))
 
 
 def _ledger(ledger: Ledger) -> RenderableType:
@@ -157,6 +161,12 @@ def _ledger(ledger: Ledger) -> RenderableType:
     wrong = [equation for equation in ledger.equations if equation.difference]
     lines = [f"  {one.law}: {one.left} = {one.right} is off by {one.difference}" for one in wrong]
     return Text("\n".join(["ledger: does not add up", *lines]), "red")
+
+
+def of_ring(status: RingStatus) -> str:
+    """Show a ring in a line."""
+    flow = "ended" if status.ended else f"{status.samples_per_s:.3g} samples/s"
+    return f"ring {status.ring}: {status.live} samples, {status.fill:.1%} full, {flow}"
 
 
 def of_audit(audit: Audit) -> RenderableType:
@@ -273,6 +283,35 @@ def figures(array: Array) -> str:
     return f"{size}min {finite.min():.4g}, max {finite.max():.4g}, mean {finite.mean():.4g}{odd}"
 
 
+def of_outcome(ring: str, outcome: Outcome, exit_time: int) -> str:
+    """Say in a line what `generate` did."""
+    sizes = f"{format_size(outcome.raw_bytes)}, {format_size(outcome.payload_bytes)} sent"
+    counts = [f"{outcome.samples} samples in ring {ring} ({sizes})"]
+    if outcome.lost:
+        counts.append(f"{outcome.lost} of them were lost: the server was emptied, or the ring dropped, meanwhile")
+    if outcome.quarantined:
+        counts.append(f"{outcome.quarantined} failed the checks and went to quarantine")
+    if outcome.unsent:
+        counts.append(f"{outcome.unsent} were not sent")
+    if outcome.blocked_s >= 1:
+        counts.append(f"waited {format_duration(outcome.blocked_s)} for room, all workers together")
+    if outcome.ended:
+        counts.append("the ring has ended" if outcome.samples else "the generator yielded nothing; the ring has ended")
+    if outcome.stopped == "time":
+        counts.append(f"stopped because the job ends, start it again to go on (exit code {exit_time})")
+    if outcome.idle_for_s is not None:
+        counts.append(_left_idle(ring, outcome.idle_for_s))
+    return "; ".join(counts)
+
+
+def _left_idle(ring: str, idle_for_s: float) -> str:
+    return (
+        f"stopped because ring {ring} had had no room for {format_duration(idle_for_s)} (--idle-s): its readers are "
+        f"slower, or away. `synthbroker status {ring}` says whether more generators are needed; submit this job again "
+        "then. To stay longer raise --idle-s, to go on generating meanwhile give a new ring more --capacity"
+    )
+
+
 def of_run(run: Run) -> str:
     """Say which jobs were submitted, and how to look at them."""
     width = max(len(role) for role in run.jobs)
@@ -298,7 +337,7 @@ def of_run_status(status: RunStatus) -> RenderableType:
         if number not in known:
             table.add_row(number, role, "ended", "", "", "", "SLURM has forgotten it")
     rings = [
-        f"ring {one.ring}: {one.live} samples, {one.fill:.1%} full, {one.samples_per_s:.3g} samples/s; "
+        f"{of_ring(one)}; "
         f"`synthbroker status {one.ring} --url {(status.run.folder / 'broker.json').as_uri()}` says more"
         for one in status.rings
     ]

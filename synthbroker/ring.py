@@ -66,7 +66,9 @@ class Ring:
         if reply[0] == b"MISMATCH":
             raise self._mismatch(reply)
         if reply[0] == b"ENDED":
-            raise RingEndedError(f"ring {self.name!r} has ended; say reopen=True to begin a new run on it")
+            raise RingEndedError(
+                f"ring {self.name!r} has ended; say reopen=True (`generate --reopen`) to begin a new run on it"
+            )
         meta = replies.read_meta(reply[1:])
         self.epoch = meta.epoch
         return meta

@@ -308,7 +308,8 @@ class Sender:
         if sample.cost_bytes > answer.capacity_bytes:
             raise RingFullError(
                 f"a sample that takes {units.format_size(sample.cost_bytes)} of server memory can never fit ring "
-                f"{self.ring.name!r}, whose capacity is {units.format_size(answer.capacity_bytes)}"
+                f"{self.ring.name!r}, whose capacity is {units.format_size(answer.capacity_bytes)}: "
+                f"make the ring anew with more, after `synthbroker drop {self.ring.name}`"
             )
 
     def _make_server_room(self, sample: Encoded, error: ServerFullError) -> Answer:

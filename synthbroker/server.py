@@ -38,6 +38,7 @@ from synthbroker.tls import Tls
 from synthbroker.units import format_size
 
 MEMORY_SHARE = 0.7
+LEAST_MEMORY_BYTES = 4_000_000  # an empty Redis takes one or two
 PORT_ATTEMPTS = 5
 LOOK_EVERY_S = 5.0  # at the endpoint file
 SIGNAL_COMES_S = 2.0  # SLURM tells all processes of a job to end: the server may have heard it first
@@ -230,10 +231,10 @@ def _check(config: ServerConfig) -> int:
     limit_bytes = memory_limit_bytes()
     if config.maxmemory_bytes is None:
         return int(limit_bytes * (durable.MEMORY_SHARE if config.durable else MEMORY_SHARE))
-    if not 0 < config.maxmemory_bytes <= limit_bytes:
+    if not LEAST_MEMORY_BYTES <= config.maxmemory_bytes <= limit_bytes:
         raise ServerStartError(
-            f"maxmemory must lie between 1 B and the {format_size(limit_bytes)} that this machine or cgroup has, "
-            f"got {format_size(config.maxmemory_bytes)}"
+            f"maxmemory must lie between {format_size(LEAST_MEMORY_BYTES)} and the {format_size(limit_bytes)} that "
+            f"this machine or cgroup has, got {format_size(config.maxmemory_bytes)}"
         )
     return config.maxmemory_bytes
 

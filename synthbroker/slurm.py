@@ -23,8 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synthbroker import books, claim, endpoint, jobs, monitor, probe, settings, troubles
-from synthbroker.connection import Connection
+from synthbroker import claim, endpoint, jobs, monitor, probe, settings, troubles
 from synthbroker.errors import EndpointError, SlurmError, SynthbrokerError
 from synthbroker.jobs import Job
 from synthbroker.states import RingStatus
@@ -362,11 +361,7 @@ def _look_at_broker(folder: Path) -> tuple[str, tuple[RingStatus, ...]]:
     path = folder / "broker.json"
     try:
         named = endpoint.read(path)
-        connection = Connection(path.as_uri())
-        try:
-            rings = tuple(monitor.status(name, url=path.as_uri()) for name in books.ring_names(connection))
-        finally:
-            connection.close()
+        rings = monitor.rings(url=path.as_uri())
     except SynthbrokerError as error:
         return str(error), ()
     of_job = f", job {named.job_id}" if named.job_id else ""

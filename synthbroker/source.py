@@ -124,7 +124,7 @@ class GroupSource:
                 return Found(taken.samples, taken.now_s, taken.gone)
             if (last := self._last(taken.word, holding, held_since)) is not None:
                 return last
-            self._check(waiting, held=taken.held)
+            self._check(waiting, held=taken.held, holding=len(holding))
             self._next_claim = min(self._next_claim, time.monotonic() + _IDLE_CLAIM_S)
             self._wait(taken.wait_id)
         return Found((), ended=True)
@@ -313,13 +313,14 @@ class GroupSource:
         self._keep_trying(lambda: self._ring.wait_for_sample(wait_id))
         self._counts.waiting_s += time.monotonic() - began
 
-    def _check(self, waiting: Waiting, *, held: bool) -> None:
+    def _check(self, waiting: Waiting, *, held: bool, holding: int = 0) -> None:
         """Warn each minute and raise after `wait_s`, with what is likely the cause."""
         if held:
             waiting.check(self._crowded, UnacknowledgedError)
         if self._starving.look_again():
             self._asked(self._starving.nothing)
-        waiting.check(lambda: f"are the generators running? {self._asked(self._starving.nothing)}")
+        begun = self._starving.begun(holding)
+        waiting.check(lambda: f"{begun}are the generators running? {self._asked(self._starving.nothing)}")
 
     def _asked(self, look: Callable[[], object]) -> object:
         """Look who makes samples; where the ring is gone, taking will find that out."""

@@ -174,6 +174,13 @@ class Starving:
             self._look_at = time.monotonic() + rings.BEAT_S
             self._judge()
 
+    def begun(self, holding: int) -> str:
+        """Say that so many samples wait for the rest of their batch, and what would give them out; empty for none."""
+        if not holding:
+            return ""
+        whole, ring = self._options.batch_size, self._ring.name
+        return f"{holding} of the {whole} samples of a batch are here, which `synthbroker end {ring}` would give out; "
+
     def nothing(self) -> Life:
         """Look who is there, as nothing came at all.
 

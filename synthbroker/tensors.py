@@ -31,7 +31,8 @@ def as_sample(value: object, names: Sequence[str] | None) -> dict[str, Array | O
     if type(value) is not dict and not isinstance(value, Mapping):
         if names is None or not isinstance(value, Sequence) or isinstance(value, str | bytes):
             raise TypeError(
-                f"a sample must be a dict of arrays or tensors, got {type(value).__name__}; for tuples say fields=(...)"
+                f"a sample must be a dict of arrays or tensors, got {type(value).__name__}; for tuples say "
+                "fields=(...) (`generate --fields A,B`)"
             )
         if len(value) != len(names):
             raise ValueError(f"a sample of {len(value)} items where fields={tuple(names)} names {len(names)}")

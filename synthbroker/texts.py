@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgpack
+import numpy as np
 
 from synthbroker.errors import DamagedSampleError
 
@@ -34,13 +35,20 @@ def pack_texts(metadata: Mapping[str, str] | None, recipe: Mapping[str, Any] | N
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"metadata must map text to text, got {key!r}: {value!r}")
     try:
-        text = json.dumps(dict(recipe), separators=(",", ":"), allow_nan=False)
+        text = json.dumps(dict(recipe), separators=(",", ":"), allow_nan=False, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"a recipe must be plain JSON (numbers, text, lists, objects): {error}") from error
     for what, size in ("recipe", len(text)), ("metadata", sum(len(k) + len(v) for k, v in metadata.items())):
         if size > LARGEST_TEXT_BYTES:
             raise ValueError(f"a {what} may have {LARGEST_TEXT_BYTES} characters, this one has {size}")
     return Texts(msgpack.packb(dict(metadata)), msgpack.packb(text))
+
+
+def _plain(value: object) -> Any:
+    """Give a numpy number, as its generators draw them, as JSON knows it."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"it has {value!r:.80}, of type {type(value).__name__}")
 
 
 _NO_TEXTS = Texts(msgpack.packb({}), msgpack.packb("{}"))

@@ -68,7 +68,10 @@ def group_name(text: str) -> str:
 @checked
 def json_object(text: str) -> dict[str, Any]:
     """Take a JSON object."""
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"must be a JSON object, for example '{{\"classes\": 4}}', got {text!r}: {error}") from error
     if not isinstance(value, dict):
         raise TypeError(f"must be a JSON object, for example '{{\"classes\": 4}}', got {text!r}")
     return value

@@ -25,7 +25,7 @@ from typing import Any
 
 from synthbroker import lanes
 from synthbroker.account import ProducerStats
-from synthbroker.errors import SynthbrokerError
+from synthbroker.errors import SchemaError, SynthbrokerError
 from synthbroker.limits import Clock, Limits
 from synthbroker.producer import Producer
 from synthbroker.sample import Sample
@@ -191,7 +191,10 @@ class _Worker:
                 break
             sample = item if isinstance(item, Sample) else Sample(item)
             made_by = recipe | {"seed": seed, "worker": worker, "n": n} | dict(sample.recipe or {})
-            producer.put(sample.fields, recipe=made_by, metadata=sample.metadata)
+            try:
+                producer.put(sample.fields, recipe=made_by, metadata=sample.metadata)
+            except (SchemaError, TypeError, ValueError) as error:  # this sample's, not an earlier one's
+                raise type(plain := _plain(error))(f"{plain}; its recipe is {made_by}") from error
             self._clock.made(time.monotonic() - began)
         producer.flush()
 

@@ -137,9 +137,10 @@ def test_a_generator_that_raises_ends_with_its_own_traceback_and_one_line(server
         (["end", "nosuch"], "there is no ring 'nosuch'"),
         (["drop", "nosuch", "--yes"], "there is no ring 'nosuch'"),
         (["drop", "nosuch"], "--yes"),
-        (["drop", "RING", "--group", "val"], "no group 'val': train"),
+        (["drop", "RING", "--group", "val"], "no group 'val': its groups are train"),
         (["status", "r", "--watch"], "there is no ring"),
         (["status", "RING", "--watch"], "--watch needs a terminal"),
+        (["status", "--watch"], "--watch needs a ring's name"),
         (["status", "r", "--url", "http://node7"], "not a server's URL"),
         (["status", "r", "--url", "file:///no/broker.json"], "no endpoint file"),
         (["status", "r", "--url", "unix:///no/redis.sock"], "does not answer"),
@@ -148,6 +149,7 @@ def test_a_generator_that_raises_ends_with_its_own_traceback_and_one_line(server
         (["serve", "--url", "redis://node7"], "--endpoint"),
         (["serve", "--host", "no such host"], "cannot listen"),
         (["serve", "--maxmemory", "900TB"], "maxmemory"),
+        (["serve", "--maxmemory", "10kB"], "between 4 MB and"),
         (["generate", "gen", "--ring", "r"], "module:function"),
         (["generate", "gen:brains", "--ring", "r", "--name", "a b"], "cannot name a producer"),
         (["generate", "gen:brains", "--ring", "r", "--codec", "zip"], "zip"),
@@ -167,12 +169,25 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_one(filled, capfd, monkey
     assert stdout == ""
 
 
+def test_status_without_a_name_lists_the_rings(filled, server, capsys):
+    Producer(server.url, ring=f"{filled}-2", producers=1, capacity="1MB").__enter__().close()
+    assert main("status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"ring {filled}: 3 samples, 0.0% full, " in "\n".join(lines)
+    assert f"ring {filled}-2: 0 samples, 0.0% full, ended" in lines
+    assert main("status", "--json") == 0
+    assert {filled, f"{filled}-2"} <= {ring["ring"] for ring in json.loads(capsys.readouterr().out)}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "COMMAND"),
         (["bake"], "invalid choice: 'bake'"),
-        (["status"], "ring"),
+        (["peek"], "ring"),
+        (["serve", "--memory", "3GB"], "--memory 3GB (is --maxmemory meant?)"),
+        (["peek", "r", "--n", "3"], "synthbroker peek: error: unrecognized arguments: --n 3 (is -n meant?)"),
+        (["status", "r", "--potato"], "--potato"),
         (["status", "a b"], "cannot name a ring"),
         (["status", "r", "--json", "--watch"], "not allowed with"),
         (["status", "r", "--every-s", "-1"], "seconds from 0"),
@@ -185,7 +200,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_one(filled, capfd, monkey
         (["generate", "gen:brains", "--ring", "r", "--workers", "two"], "a whole number from 1, got 'two'"),
         (["generate", "gen:brains", "--ring", "r", "--when-full", "explode"], "drop-oldest"),
         (["generate", "gen:brains", "--ring", "r", "--info", "[1]"], "JSON object"),
-        (["generate", "gen:brains", "--ring", "r", "--info", "{"], "--info"),
+        (["generate", "gen:brains", "--ring", "r", "--info", "{"], "must be a JSON object"),
         (["generate", "gen:brains", "--ring", "r", "--schema", "x:f31[2]"], "unknown dtype 'f31'"),
         (["generate", "gen:brains", "--ring", "r", "--fields", "a b"], "cannot name a field"),
         (["generate", "gen:brains", "--ri", "r"], "--ring"),
@@ -288,11 +303,24 @@ def test_end_and_drop_say_what_they_did(filled, server, capsys):
     assert monitor.status(filled, url=server.url).groups == {}
     assert main("drop", filled, "--yes") == 0
     assert server.client().keys(f"sb:{{{filled}}}*") == []
-    assert capsys.readouterr().out.splitlines() == [
+    stdout, stderr = capsys.readouterr()
+    assert "alive" not in stderr
+    assert stdout.splitlines() == [
         f"ring {filled} has ended",
         f"dropped group train of ring {filled}",
         f"dropped ring {filled}",
     ]
+
+
+def test_a_ring_that_is_dropped_under_a_producer_comes_again_and_that_is_said(server, ring_name, capsys):
+    with Producer(server.url, ring=ring_name, capacity="1MB") as out:
+        out.put({"x": 1})
+        out.flush()
+        assert main("drop", ring_name, "--yes", "--url", server.url) == 0
+        assert "will make it anew: 1" in capsys.readouterr().err
+        out.put({"x": 2})
+        out.flush()
+    assert monitor.status(ring_name, url=server.url).live == 1
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [(b"\n", 1, 3), (b"n\n", 1, 3), (b"y\n", 0, None)])

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import time
 
 import pytest
 import torch
@@ -127,6 +128,7 @@ def test_a_users_exception_in_a_worker_comes_with_its_own_traceback(server, ring
     with pytest.raises(ZeroDivisionError, match="in trip_over_five") as caught:
         list(loader)
     assert "five" in str(caught.value)
+    assert "in transform, of sample 6 of " in str(caught.value), "it can be made again"
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -243,6 +245,23 @@ def test_workers_of_a_plain_loader_acknowledge_as_late_as_they_can(server, ring_
         ring.end()
     drain(stream)
     assert pending(server, ring_name, "g") == []
+
+
+@pytest.mark.parametrize("fields", [None, ("n",)])
+@pytest.mark.parametrize("batch_size", [None, 1, 4])
+def test_a_plain_loader_that_would_make_batches_of_batches_is_told(server, ring_name, dataset, fields, batch_size):
+    fill(server, ring_name, range(8))
+    asked = {} if batch_size is None else {"batch_size": batch_size}
+    with pytest.raises(TypeError, match="batch_size=None"):
+        next(iter(DataLoader(dataset(batch_size=2, fields=fields), **asked)))
+
+
+def test_a_loop_is_left_at_once_while_its_worker_waits_for_samples(server, ring_name, dataset):
+    fill(server, ring_name, range(1), producers=0)
+    for _ in dataset(batch_size=1).loader(num_workers=1, multiprocessing_context="fork"):
+        began = time.monotonic()
+        break
+    assert time.monotonic() - began < 4, "torch waits five seconds for a worker that does not answer"
 
 
 def test_a_damaged_sample_met_by_a_worker_is_quarantined(server, ring_name, dataset):

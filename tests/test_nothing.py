@@ -21,6 +21,16 @@ def test_a_loop_over_a_ring_that_was_read_says_that_there_is_nothing(
         assert ("there was nothing to read" in caplog.text) == (expected == 0)
 
 
+def test_a_loop_over_less_than_a_batch_says_that_it_left_it_out(
+    server: RealServer, ring_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with sb.Producer(server.url, ring=ring_name, producers=1) as out:
+        out.put({"x": 1.0})
+    with caplog.at_level(logging.WARNING, "synthbroker"):
+        assert not list(sb.Consumer(server.url, ring=ring_name, group="train", batch_size=3, drop_last=True))
+    assert "less than a batch of 3, which drop_last leaves out" in caplog.text
+
+
 def test_a_reader_of_a_ring_that_is_not_there_says_so_soon(
     server: RealServer, ring_name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from synthbroker import pictures, report
 from synthbroker.batch import Batch, BatchInfo
 from synthbroker.errors import MissingExtraError
+from synthbroker.generate import Outcome
 from synthbroker.ledger import Equation, Ledger
 from synthbroker.states import ConsumerStatus, GroupStatus, ProducerStatus, RingStatus, Twins
 
@@ -43,6 +44,28 @@ def test_what_auto_chose_has_a_column_where_a_producer_says_it():
     text = shown(report.of_status(dataclasses.replace(STATUS, producers={"p": PRODUCER, "q": chosen})))
     assert "job  codec" in text
     assert "99   image zstd 0.74, seed raw" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_narrow_terminal_is_told_which_columns_are_left_out(width):
+    noisy = dataclasses.replace(GROUP, consumers={"gpu/0:ab": READER}, redelivered=1234, doubled=77)
+    status = dataclasses.replace(STATUS, groups={"train": noisy})
+    console = Console(width=width, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(report.of_status(status))
+    lines = capture.get().splitlines()
+    head, numbers = next((lines[i], lines[i + 1]) for i, line in enumerate(lines) if "delivered" in line)
+    assert {"delivered", "acknowledged", "pending", "unread", "lost", "doubled"} <= set(head.split())
+    assert "77" in numbers.split(), "what is amiss is shown"
+    assert "left out: " in capture.get()
+    assert "left out" not in shown(report.of_status(status))
+
+
+def test_generate_says_how_many_of_its_samples_are_gone_again():
+    done = Outcome(12, 5, 10**6, 10**6, 0, 0, 0.0, None, ended=True, stopped=None, idle_for_s=None)
+    assert "12 samples in ring r (1 MB, 1 MB sent); 5 of them were lost" in report.of_outcome("r", done, 75)
+    idle = dataclasses.replace(done, samples=0, lost=0)
+    assert "the generator yielded nothing" in report.of_outcome("r", idle, 75)
 
 
 def words(text):

@@ -137,6 +137,17 @@ def test_waiting_ends_with_who_was_seen_and_when(alive: sb.Producer, reader: Rea
         list(reader(reuse=2, prefetch=0, wait_s=0.5))
 
 
+def test_a_batch_that_was_begun_is_told_with_what_would_give_it_out(
+    alive: sb.Producer, reader: Reader, ring_name: str
+) -> None:
+    alive.put(number(5))
+    alive.leave()
+    with pytest.raises(
+        sb.StarvedError, match=rf"of the 1000 samples of a batch are here.*synthbroker end {ring_name}`"
+    ):
+        list(reader(batch_size=1000, wait_s=0.5))
+
+
 def test_waiting_may_be_for_ever(alive: sb.Producer, reader: Reader) -> None:
     stream = iter(reader(wait_s=math.inf, prefetch=0))
     assert drain(itertools.islice(stream, 5)) == [0, 1, 2, 3, 4]

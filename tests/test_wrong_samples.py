@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import ml_dtypes
@@ -64,7 +65,7 @@ NO_SAMPLE: list[tuple[str, Any, type[Exception], str]] = [
 NO_TEXTS: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("a long recipe", {"recipe": {"text": "a" * 17_000}}, ValueError, "16384"),
     ("long metadata", {"metadata": {"text": "a" * 17_000}}, ValueError, "16384"),
-    ("an array in a recipe", {"recipe": {"a": np.zeros(2)}}, TypeError, "plain JSON"),
+    ("an array in a recipe", {"recipe": {"a": np.zeros(2)}}, TypeError, "plain JSON.*of type ndarray"),
     ("a nan in a recipe", {"recipe": {"a": math.nan}}, TypeError, "plain JSON"),
     ("a recipe that is a list", {"recipe": [1, 2]}, TypeError, "recipe"),
     ("a recipe that is a text", {"recipe": "seed=3"}, TypeError, "recipe"),
@@ -114,6 +115,27 @@ def test_texts_that_cannot_travel_are_refused(server, ring_name, out, texts, err
     with pytest.raises(error, match=message):
         out.put(GOOD, **texts)
     check_nothing_was_sent(server, ring_name, out)
+
+
+def test_numbers_as_numpy_draws_them_may_be_in_a_recipe(server, ring_name, out):
+    out.put(GOOD, recipe={"seed": np.int64(2**40), "noise": np.float32(0.5), "flip": np.bool_(True)})
+    assert out.flush()
+    (batch,) = sb.peek(ring_name, 1, url=server.url)
+    assert batch.info.recipes == ({"seed": 2**40, "noise": 0.5, "flip": True},)
+
+
+def test_a_codec_for_a_field_that_is_not_there_is_refused(server, ring_name):
+    for wanted, refused in ({"y": "zstd"}, True), ({"x": "zstd"}, False), ({"y": "zstd"}, True):  # also by a made ring
+        told = pytest.raises(ValueError, match="codec names y, but the sample has only x")
+        with told if refused else nullcontext():
+            with sb.Producer(server.url, ring=ring_name, capacity="1MB", codec=wanted) as out:
+                out.put(GOOD)
+
+
+@pytest.mark.parametrize("capacity", [0, "0 GB", 0.5])
+def test_a_ring_without_capacity_is_refused(server, ring_name, capacity):
+    with pytest.raises(ValueError, match="capacity must be more than nothing"):
+        sb.Producer(server.url, ring=ring_name, capacity=capacity)
 
 
 def test_a_tuple_of_another_length_than_its_names_is_refused(server, ring_name):
