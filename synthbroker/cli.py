@@ -83,7 +83,8 @@ def _serve(options: argparse.Namespace) -> int:
     )
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+        # In a thread: the handler runs in the middle of `stop.wait`, which may hold the lock that `set` takes.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
     server.serve(
         config,
         path,

@@ -268,6 +268,8 @@ class Producer:
             wait_s=self._wait_s,
             reconnect_s=self._reconnect_s,
         )
+        self._heart = Heart(sender.beat, self._report, rings.BEAT_S, self._tell_digests)
+        self._watch.hurry = self._heart.hurry
         self._account = Account(job, lambda: sender.stats, sender.pace, self._packer.chooser.described)
         self._sender = sender
         try:
@@ -275,8 +277,6 @@ class Producer:
         except BaseException:
             self._sender = None
             raise
-        self._heart = Heart(sender.beat, self._report, rings.BEAT_S, self._tell_digests)
-        self._watch.hurry = self._heart.hurry
         self._heart.start()
         atexit.register(self._at_exit)
         return sender

@@ -7,6 +7,7 @@ from operator import itemgetter
 from threading import Condition, Lock, Thread
 
 TELL_AFTER_S = 0.005
+_LATEST_S = 0.02  # where the thread does not come to it, the training loop tells by itself
 
 
 class Teller:
@@ -28,6 +29,7 @@ class Teller:
         self._tell, self._is_much, self._failed = tell, is_much, failed
         self._due: list[tuple[str, Sequence[int]]] = []
         self._due_bytes = 0
+        self._due_since = 0.0
         self._told_s = 0.0
         self._stopped = False
         self._changed = Condition(Lock())
@@ -39,13 +41,22 @@ class Teller:
         self._thread.start()
 
     def add(self, epoch: str, numbers: Sequence[int], nbytes: int) -> None:
-        """Take numbers of samples that are done with, and their size."""
+        """Take numbers of samples that are done with, and their size.
+
+        Called by the training loop, which is held up where it is so far ahead of what was told that a crash would have
+        much of it come again.
+        """
+        now = time.monotonic()
         with self._changed:
             first = not self._due
+            self._due_since = now if first else self._due_since
             self._due.append((epoch, numbers))
             self._due_bytes += nbytes
             if first or self._is_much(self._due_bytes):
                 self._changed.notify()
+            late = now - self._due_since > _LATEST_S
+        if late:
+            self.flush()
 
     def flush(self) -> None:
         """Return when everything is told."""

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ def _begin(folder: str, who: str, patience: Mapping[str, float]) -> Diary:
 
 def _stop_on(number: int) -> Event:
     stop = Event()
-    signal.signal(number, lambda *_: stop.set())
+    # In a thread: the handler runs in the middle of `stop.wait`, which may hold the lock that `set` takes.
+    signal.signal(number, lambda *_: Thread(target=stop.set, daemon=True).start())
     return stop
 
 
