@@ -137,7 +137,9 @@ def check_again(it: Scene) -> None:
     seen: dict[tuple[int, int, int], Trained] = {}
     for item in sorted(account.trained, key=lambda item: item.at_ns):
         last.setdefault(item.reader, []).append(item)
-        if item.one in seen and item.uses < 2:  # 2: it pads the last round of several ranks
+        if item.uses >= 2:  # it pads the last round of several ranks
+            continue
+        if item.one in seen:
             former = seen[item.one]
             after = [one for one in last[former.reader] if one.at_ns > former.at_ns]
             in_time = not after or after[-1].at_ns - former.at_ns < TOLD_S * 1e9
