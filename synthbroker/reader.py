@@ -92,7 +92,7 @@ class Reader:
         self._plan: Plan | None = None
         self._pool = finish.memory or Pool(MOST_PREFETCHED_BYTES)
         self._thread = Thread(target=self._run, name="synthbroker-reader", daemon=True)
-        self._teller = Teller(self.source.acknowledge, self._is_much, self._fail)
+        self._teller = Teller(self.source.acknowledge, self._is_much, self._end)
 
     def start(self) -> None:
         """Begin to read, if it has not begun."""
@@ -172,13 +172,12 @@ class Reader:
                 if not self._wait_for_demand() or not self._make(size):
                     break
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the training loop
-            self._fail(error)
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+            self._end(error)
+        else:
+            self._end()
 
-    def _fail(self, error: BaseException) -> None:
-        """End with an error; closing takes the connection away from under whatever waits, which is none."""
+    def _end(self, error: BaseException | None = None) -> None:
+        """Give no more batches; closing takes the connection away from under whatever waits, which is no error."""
         with self._changed:
             if not self._stop.is_set():
                 self._error = self._error or error

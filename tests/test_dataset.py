@@ -13,6 +13,7 @@ import synthbroker as sb
 from servers import eventually
 from tools import (
     IN_PARTS,
+    LOADER_MARKS,
     SOON_S,
     background,
     check_ledger,
@@ -28,13 +29,7 @@ from tools import (
     values,
 )
 
-# What torch says about this machine, or Python about forking a process with threads; neither is about us.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning"),
-    pytest.mark.filterwarnings("ignore:This DataLoader will create . worker processes:UserWarning"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
-    pytest.mark.usefixtures("no_process_is_left"),
-]
+pytestmark = LOADER_MARKS
 
 
 def loader_of(kind, dataset, **options):

@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import pytest
 import redis
 
 import synthbroker as sb
@@ -22,6 +23,14 @@ from synthbroker.wire import Encoded
 SOON_S = 30.0  # for what takes milliseconds on a quiet machine
 IN_PARTS = 4000  # numbers in a sample whose payload lies beside the stream; less than 1500 ride in the entry
 _words = count()
+
+# What torch says about this machine, or Python about forking a process with threads; neither is about us.
+LOADER_MARKS = [
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create . worker processes:UserWarning"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
+    pytest.mark.usefixtures("no_process_is_left"),
+]
 
 
 def number(i: int, size: int = 4) -> dict[str, Any]:

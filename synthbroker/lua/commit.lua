@@ -1,16 +1,17 @@
 -- Makes samples of one producer incarnation visible, strictly in the order of their sequence numbers.
 --
 -- ARGV  2 producer's name  3 its incarnation
---       4 "bytes samples seconds us": what it takes to make one of its samples, the mean; and before that a lease on room for what is sent next, if all are taken and it is to be had without
---       evicting what somebody may want; "0 0 0 ...": none
+--       4 "bytes samples seconds us": a lease on room for what is sent next, if all are taken and it is to be had without
+--       evicting what somebody may want ("0 0 0 ...": none); and what it took to make one of these samples, the mean
 --       5... runs of samples that differ in little:
 --       "seq count cost payload raw uid parts start", spec, how their heads begin; then two for each of the `count`
 --       samples: how its head goes on, data. (cost: bytes of server memory; payload, raw: its sizes, all for each one; uid
 --       of the send attempt. Of several samples with parts of their own each is a run. start: where the first one's
 --       payload begins in a part that it shares with others, the next one's behind it; "-" where nothing is shared.)
 -- Reply word, last sequence number taken, number of the newest sample; the word says why it stopped:
---       OK all taken (then: samples that there is a lease for) | FULL (then: holder room_id live capacity) | GAP a sequence number is missing | MISSING parts are gone
---       | OOM | ENDED | UNKNOWN no such producer | SHUT a newer incarnation took over | NORING
+--       OK all taken (then: samples that there is a lease for) | FULL (then: holder room_id live capacity)
+--       | GAP a sequence number is missing | MISSING parts are gone | OOM | ENDED | UNKNOWN no such producer
+--       | SHUT a newer incarnation took over | NORING
 -- A sequence number taken before is a duplicate and counts as success. Its parts are removed only while they are
 -- under expiry: those of the attempt that was committed are not, and must live.
 

@@ -3,7 +3,8 @@
 -- ARGV  2 group  3 run  4 its life  5 token: serial.word  6 numbers trained on since the token before, like 1-40,43
 --       7 how many tokens may be staged at most  8 the run whose rank this is, '' none
 --       9 where ranks are dealt rounds: for each sitting the last one that they have trained on, like 1:12 2:0
--- Reply OK numbers: what ranks took in place of bad samples up to there, which is staged, too | SHUT a newer life of the run took over | MANY so many are staged | NOGROUP | NORING
+-- Reply OK numbers: what ranks took in place of bad samples up to there, which is staged, too
+--       | SHUT a newer life of the run took over | MANY so many are staged | NOGROUP | NORING
 -- Staging a token twice is staging it once.
 
 local ring = load_ring()
