@@ -3,13 +3,14 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakMethod
 
 from synthbroker.assemble import Finish, stack
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
+from synthbroker.ends import end_with
 from synthbroker.errors import RingEndedError
 from synthbroker.options import ReadOptions
 from synthbroker.orphan import watch_parent
@@ -39,12 +40,12 @@ class Session:
     def __init__(
         self, options: ReadOptions, finish: Finish, seat: Seat, lag: int = 0, progress: Progress | None = None
     ) -> None:
-        self.reader = Reader(options, finish, seat, self._let_go)
+        let_go = WeakMethod(self._let_go)
+        self.reader = Reader(options, finish, seat, lambda: (settle := let_go()) and settle())
         self._options, self._seat, self._lag, self._progress = options, seat, lag, progress
         self._unacknowledged: list[BatchInfo] = []
         self._any = False
-        # Unlike atexit this also runs at the end of a forked worker.
-        self._end = Finalize(self, self.reader.close, exitpriority=10)
+        self._end = end_with(self, self.reader.close)
 
     def batches(self, left: Callable[[], bool] | None = None) -> Iterator[Ready]:
         """Go on with the stream, for one iteration; asking for a batch says that those before were trained on.

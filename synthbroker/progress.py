@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import chain
-from multiprocessing.util import Finalize
 from threading import Event, RLock
 from typing import Any
 
@@ -18,6 +17,7 @@ from synthbroker import losses, ranges, runs, settings
 from synthbroker import ring as rings
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
+from synthbroker.ends import end_with
 from synthbroker.errors import RingMissingError, StateGoneError, SynthbrokerError
 from synthbroker.heart import Heart
 from synthbroker.options import ON_GONE, ReadOptions, check_choice
@@ -67,7 +67,7 @@ class Progress:
         self._word = secrets.token_hex(4)
         self._epoch, self._token, self._samples = "", "", 0  # of the newest checkpoint
         self._keeper = _Keeper(options, f"{run.name}/kept:{self._word}")
-        self._end = Finalize(self, self._keeper.close, exitpriority=10)
+        self._end = end_with(self, self._keeper.close)
 
     def add(self, info: BatchInfo) -> None:
         """Count a batch that the training loop is given now."""
@@ -141,7 +141,7 @@ class Progress:
             self._run.serial = max(self._run.serial, _serial_of(checked["token"]))
             self._epoch, self._token, self._samples = checked["epoch"], checked["token"], checked["samples"]
             self._keeper = _Keeper(self._options, f"{self._run.name}/kept:{self._word}")
-            self._end = Finalize(self, self._keeper.close, exitpriority=10)
+            self._end = end_with(self, self._keeper.close)
 
     def end(self) -> None:
         """Say that an iteration came to its end: nothing is fetched ahead of the last batch."""

@@ -204,3 +204,17 @@ WRONG = [
 def test_arguments_that_cannot_be_are_refused_before_anything_is_opened(kind, arguments, error, message):
     with pytest.raises(error, match=message):
         getattr(sb, kind)("unix:///nowhere", **{"ring": "r", "group": "g"} | arguments)
+
+
+@pytest.mark.parametrize("ack", ["next", "checkpoint"])
+@pytest.mark.parametrize("kind", [sb.Consumer, sb.RingDataset])
+def test_a_reader_that_nobody_holds_any_more_leaves_its_group(server, ring_name, reader, kind, ack):
+    fill(server, ring_name, range(8))
+    forgotten = kind(server.url, ring=ring_name, group="g", ack=ack, batch_size=2)
+    assert values(next(iter(forgotten))) == [0, 1]
+    if ack == "checkpoint":
+        forgotten.state_dict()
+    assert members(server, ring_name, "g") != []
+    del forgotten
+    eventually(lambda: members(server, ring_name, "g") == [], "it has left")
+    assert drain(reader(batch_size=2, ack="next", wait_s=SOON_S)) == list(range(8)), "nobody keeps what it held"

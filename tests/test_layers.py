@@ -62,6 +62,7 @@ ORDER = [
     "dealing",
     "books",
     "acl",
+    "ends",
     "heart",
     "options",
     "ranks",

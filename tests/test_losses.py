@@ -197,6 +197,7 @@ def test_a_reader_that_does_not_come_back_is_awaited_for_a_while_only(
         server.client().hset(unsettled, "unsettled", "1")  # its time is over
         assert values(rest.result(SOON_S)) == [1]
         assert not server.client().exists(f"sb:{{{ring_name}}}:unsettled:g")
+    out.close()
 
 
 def test_a_sample_that_is_sent_again_because_the_server_forgot_it_is_not_given_again(

@@ -1,7 +1,9 @@
 """Shares of time: lately, in all, and across processes."""
 
+import time
 from ctypes import c_double
 from multiprocessing import RawArray
+from threading import get_ident
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +14,13 @@ from synthbroker.shares import WINDOW_S, Share, Stopwatch
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Let the test tell what time it is."""
-    now = SimpleNamespace(s=100.0)
-    monkeypatch.setattr(shares, "time", SimpleNamespace(monotonic=lambda: now.s))
+    """Let the test tell what time it is; what other tests have left behind in other threads goes by the real clock."""
+    now, mine = SimpleNamespace(s=100.0), get_ident()
+
+    def monotonic() -> float:
+        return now.s if get_ident() == mine else time.monotonic()
+
+    monkeypatch.setattr(shares, "time", SimpleNamespace(monotonic=monotonic))
     return now
 
 
