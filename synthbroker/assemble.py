@@ -1,6 +1,7 @@
 """From entries of the stream to a batch: payloads are received and unpacked where they stay."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from synthbroker.batch import Batch, BatchInfo, TupleBatch
 from synthbroker.errors import DamagedSampleError
 from synthbroker.head import Head, Tensor
 from synthbroker.options import ReadOptions
-from synthbroker.pool import Pool
+from synthbroker.pool import Pool, size_class
 from synthbroker.replies import Given, Meta
 from synthbroker.ring import Ring
 from synthbroker.schema import Array, Schema
@@ -317,6 +318,12 @@ class Assembly:
             for name, array in own.items():
                 self._lists.setdefault(name, []).append(array)
         return sum([target.nbytes for target in targets.values()])
+
+    def reserve(self, batches: int, most_bytes: int) -> None:
+        """Have memory for so many batches like this one, if that is not too much; not for free shapes."""
+        batches = min(batches, most_bytes // max(self.nbytes, 1))
+        for nbytes, alike in Counter(size_class(array.nbytes) for array in self._arrays.values()).items():
+            self._plan.pool.reserve(nbytes, batches * alike)
 
     def result(self) -> tuple[Any, BatchInfo]:
         """Give the batch, full or not."""

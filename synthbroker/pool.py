@@ -20,6 +20,7 @@ import numpy as np
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 SMALLEST_BYTES = 64 * 1024  # below this the C library's allocator reuses memory by itself
+_PAGE_BYTES = 4096
 
 
 def _fresh(nbytes: int) -> Bytes:
@@ -75,6 +76,13 @@ class Pool:
         if fresh:
             self._shrink()
         return lent
+
+    def reserve(self, nbytes: int, count: int) -> None:
+        """Have so many blocks, lent ones included, in memory and not only promised by the system."""
+        lent = list(self._sizes.values()).count(size_class(nbytes))
+        blocks = [self.take(nbytes) for _ in range(count - lent)]
+        for block in blocks:
+            block[::_PAGE_BYTES] = 0
 
     def _shrink(self) -> None:
         """Let go of what was wanted longest ago, where more lies free than was ever lent at once."""

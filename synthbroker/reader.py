@@ -33,6 +33,7 @@ log = logging.getLogger("synthbroker")
 T = TypeVar("T")
 
 MOST_PREFETCHED_BYTES = 10**9
+_OUTSIDE = 2  # batches in the hands of the training loop, while it takes the next one before it lets go of the last
 _LAST_WORD_S = 5.0
 _GLANCE_S = 0.2
 _BYTES_AT_ONCE = 64 << 20
@@ -91,6 +92,7 @@ class Reader:
         self._given_s = 0.0
         self._plan: Plan | None = None
         self._pool = finish.memory or Pool(MOST_PREFETCHED_BYTES)
+        self._reserved = seat.workers > 1  # a worker's batches leave it at once
         self._thread = Thread(target=self._run, name="synthbroker-reader", daemon=True)
         self._teller = Teller(self.source.acknowledge, self._is_much, self._end)
 
@@ -347,6 +349,9 @@ class Reader:
             return
         batch, info = assembly.result()
         batch = self._finish.ship(batch)
+        if full and not self._reserved:  # so that the memory of a process that fits at the beginning fits at the end
+            self._reserved = True
+            assembly.reserve(self.options.prefetch + _OUTSIDE, MOST_PREFETCHED_BYTES)
         with self._changed:
             self._ready.append(Ready(batch, info, assembly.nbytes))
             self._ready_bytes += assembly.nbytes

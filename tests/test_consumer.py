@@ -10,6 +10,8 @@ import pytest
 
 import synthbroker as sb
 from servers import eventually
+from synthbroker import reader as readers
+from synthbroker.pool import Pool
 from tools import (
     IN_PARTS,
     SOON_S,
@@ -238,6 +240,23 @@ def test_what_is_prefetched_is_not_acknowledged(server, ring_name, reader):
     eventually(lambda: pending(server, ring_name, "g") == [1, 2, 3, 4, 5, 6], "two batches are ready")
     next(stream)
     eventually(lambda: pending(server, ring_name, "g") == [3, 4, 5, 6, 7, 8], "one done, one more ready")
+
+
+def test_the_memory_that_batches_can_need_at_most_is_there_from_the_first_on(server, ring_name, reader, monkeypatch):
+    made = []
+    monkeypatch.setattr(readers, "Pool", lambda keep: Pool(keep, lambda n: made.append(n) or np.empty(n, np.uint8)))
+    fill(server, ring_name, range(12), size=100_000)
+
+    def blocks():
+        return sum(nbytes >= 800_000 for nbytes in made)
+
+    stream = iter(reader(batch_size=2, prefetch=1))
+    held = [next(stream)]
+    eventually(lambda: blocks() == 3, "one batch in the loop's hands, one that it lets go of, one ready")
+    held.append(next(stream))
+    held.append(next(stream))
+    assert blocks() == 3
+    assert [values(batch) for batch in held] == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_a_batch_may_be_acknowledged_as_soon_as_it_is_given(server, ring_name, reader):

@@ -1,6 +1,7 @@
 """Memory that comes back by itself."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,22 @@ def test_where_sizes_vary_a_pool_takes_at_most_twice_what_was_lent_at_once() -> 
         most = max(most, now)
         assert pool.free_bytes + now <= 2 * most
         del lent[: max(len(lent) - draw.randrange(6), 0)]
+
+
+def test_what_is_reserved_is_there_when_it_is_wanted() -> None:
+    made: list[int] = []
+
+    def allocate(nbytes: int) -> Any:
+        made.append(nbytes)
+        return np.empty(nbytes, np.uint8)
+
+    pool = Pool(8 * MIB, allocate)
+    held = [pool.take(MIB)]
+    pool.reserve(MIB, 4)
+    assert len(made) == 4, "one of them was lent"
+    pool.reserve(MIB, 3)
+    held += [pool.take(MIB) for _ in range(3)]
+    assert len(made) == 4
 
 
 def test_small_memory_is_left_to_the_allocator() -> None:
