@@ -98,8 +98,8 @@ def _add_generate(commands: _Commands) -> None:
         '          yield {"image": ..., "label": ...}  # numpy arrays or torch tensors\n\n'
         "SIGINT, SIGTERM and --stop-signal finish the samples in hand; a second one ends at once. When all workers\n"
         "are done the ring is ended, unless --keep-open or --producers say otherwise.\n\n"
-        "exit codes: 0 all done, or --idle-s; 1 failed; 75 stopped before the job ends: start it again to go on;\n"
-        "128 + n stopped by signal n (USR1: 138)",
+        "exit codes: 0 all done, --idle-s, or the ring was ended; 1 failed; 75 stopped before the job ends: start it\n"
+        "again to go on; 128 + n stopped by signal n (USR1: 138)",
     )
     add = command.add_argument
     add("target", metavar="MODULE:FUNCTION", help="found in the current directory or on Python's path")
@@ -164,6 +164,8 @@ def _add_ring_options(command: argparse.ArgumentParser) -> None:
     sending(
         "--codec", default="auto", help="auto, lz4, zstd, lz4-bitshuffle, zstd-bitshuffle or raw (default: %(default)s)"
     )
+    sending("--cast", type=to.casts, metavar="TEXT", help="send with fewer bits, and lose some: 'image:float16', "
+            "'image:bfloat16', or 'image:bitround:12 depth:float16'")  # fmt: skip
     sending("--in-flight", type=to.size, default=units.parse_size("160MB"), metavar="SIZE",
             help="most memory for samples on their way, per worker (default: 160MB)")  # fmt: skip
     sending(

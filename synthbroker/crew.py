@@ -54,11 +54,13 @@ class Crew:
 
     @property
     def stopped(self) -> str | None:
-        """Why they stopped: "signal", "idle", "time" (their job ends); None: their generators have no more samples."""
+        """Why they stopped: "signal", "idle", "time" (their job ends), "ended" (the ring); None: nothing more came."""
         if self.signal is not None:
             return "signal"
         if self.idle_for_s is not None:
             return "idle"
+        if any(result.state == "ended" for result in self.results):
+            return "ended"
         return "time" if any(result.in_time for result in self.results) else None
 
     def run(self) -> None:
@@ -128,6 +130,8 @@ class Crew:
             return
         self._told.add(index)
         self.results.append(message)
+        if message.state == "ended" and self._stopping_since is None:
+            self._stop()  # the others make samples that nobody takes
         if message.state == "failed":
             self._fail(_failure_of(index, name_of(self._orders[index].target), message))
 

@@ -44,9 +44,9 @@ class Outcome:
         unsent: Samples that were made, or half made, when the workers were stopped.
         blocked_s: Seconds that they waited for room in the ring, all together.
         signal: The signal that stopped them; None where none did.
-        ended: Whether the ring was ended.
-        stopped: Why they stopped: "signal", "time" (their job ends), "idle" (no room in the ring); None where the
-            generator had no more samples.
+        ended: Whether the ring was ended, because the generator had no more samples.
+        stopped: Why they stopped: "signal", "time" (their job ends), "idle" (no room in the ring), "ended" (somebody
+            else has ended the ring); None where the generator had no more samples.
         idle_for_s: How long the ring had had no room for any of them, where they stopped for that.
     """
 
@@ -80,7 +80,7 @@ def generate(
     name: str | None = None,
     **options: Any,
 ) -> Outcome:
-    """Run a generator in worker processes until it has no more samples, a signal comes, or a limit is near.
+    """Run a generator in worker processes until it has no more samples, a signal, a limit, or the end of the ring.
 
     SIGINT, SIGTERM and `stop_signal` let every worker finish its sample, send what is on its way and leave; a second
     one ends all at once. The handlers are put back before this returns; outside of the main thread there are none.

@@ -299,6 +299,8 @@ def of_outcome(ring: str, outcome: Outcome, exit_time: int) -> str:
         counts.append("the ring has ended" if outcome.samples else "the generator yielded nothing; the ring has ended")
     if outcome.stopped == "time":
         counts.append(f"stopped because the job ends, start it again to go on (exit code {exit_time})")
+    if outcome.stopped == "ended":
+        counts.append("stopped because the ring was ended meanwhile: nobody wants more (a new run says --reopen)")
     if outcome.idle_for_s is not None:
         counts.append(_left_idle(ring, outcome.idle_for_s))
     return "; ".join(counts)

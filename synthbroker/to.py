@@ -8,7 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synthbroker import acl, keys, units
+from synthbroker import acl, cast, keys, units
 from synthbroker import checks as values
 from synthbroker import schema as schemas
 from synthbroker.bench import measures as bench
@@ -87,6 +87,14 @@ def schema(text: str) -> str:
 def checks(text: str) -> str:
     """Take checks, field by field."""
     return values.text_of(values.parse(text))
+
+
+@checked
+def casts(text: str) -> dict[str, str]:
+    """Take casts, field by field."""
+    wanted = dict(word.partition(":")[::2] for word in text.split())
+    cast.parse(wanted)
+    return wanted
 
 
 @checked

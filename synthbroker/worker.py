@@ -25,7 +25,7 @@ from typing import Any
 
 from synthbroker import lanes
 from synthbroker.account import ProducerStats
-from synthbroker.errors import SchemaError, SynthbrokerError
+from synthbroker.errors import RingEndedError, SchemaError, SynthbrokerError
 from synthbroker.limits import Clock, Limits
 from synthbroker.producer import Producer
 from synthbroker.sample import Sample
@@ -94,7 +94,7 @@ class Result:
     """How a worker ended.
 
     Attributes:
-        state: "closed" (its generator has no more), "left" (was stopped), or "failed".
+        state: "closed" (its generator has no more), "left" (was stopped), "ended" (the ring has), or "failed".
         stats: What it committed.
         unsent: Samples that were made, or half made, and not sent.
         error: What went wrong, if it says all by itself: a mistake in the arguments, or one of our errors.
@@ -140,6 +140,7 @@ class _Worker:
         self._pipe_lock = Lock()
         self._producer: Producer | None = None
         self._clock = Clock(order.limits)
+        self._made = 0
         self._stop_at: float | None = None  # when all must be over; None: nobody asked us to stop
         self._stopped_at = 0.0  # when that was decided
         self._in_time = False  # whether we did it ourselves
@@ -165,16 +166,20 @@ class _Worker:
 
     def run(self) -> Result:
         """Put all that the generator yields; what goes wrong is in the result."""
+        opened = False
         try:
             self._producer = Producer(**self._order.options)
             self._producer.__enter__()  # opens the ring now: better than after the first sample took a minute to make
+            opened = True
             self._put_all(self._producer)
             return self._end(self._producer)
         except _UserCodeError as error:
-            return self._failed(trace=_user_trace(error.__cause__))
+            return self._broken_off("failed", trace=_user_trace(error.__cause__))
         except (SynthbrokerError, TypeError, ValueError) as error:
             log.debug("stopped by", exc_info=True)
-            return self._failed(error=_plain(error))
+            if opened and isinstance(error, RingEndedError):  # somebody has had enough: nothing is wrong here
+                return self._broken_off("ended")
+            return self._broken_off("failed", error=_plain(error))
         finally:
             self._over.set()
 
@@ -189,6 +194,7 @@ class _Worker:
             item = next(samples, _NO_MORE)
             if item is _NO_MORE:
                 break
+            self._made += 1
             sample = item if isinstance(item, Sample) else Sample(item)
             made_by = recipe | {"seed": seed, "worker": worker, "n": n} | dict(sample.recipe or {})
             try:
@@ -235,14 +241,14 @@ class _Worker:
             unsent = producer.leave(flush_s=max(self._stop_at - time.monotonic(), 0.0))
             return Result("left", producer.stats, unsent, in_time=self._in_time)
 
-    def _failed(self, *, error: Exception | None = None, trace: str = "") -> Result:
+    def _broken_off(self, state: str, *, error: Exception | None = None, trace: str = "") -> Result:
         if self._producer is None:
-            return Result("failed", error=error)
+            return Result(state, error=error)
         with self._goodbye:
-            unsent = 0
             with suppress(SynthbrokerError):  # it is this very error, or a second one that the first has caused
-                unsent = self._producer.leave()
-            return Result("failed", self._producer.stats, unsent, error, trace)
+                self._producer.leave()
+            stats = self._producer.stats
+            return Result(state, stats, self._made - stats.samples - stats.quarantined, error, trace)
 
     # A handler may be interrupted by another one: no locks here.
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as the signal module calls it

@@ -60,6 +60,12 @@ GENERATORS = '''
             yield sample(0)
 
 
+    def told(worker):
+        for i in range(10**6):
+            touch(f"made-{worker.index}-{i}")
+            yield sample(i)
+
+
     def rich(worker):
         yield Sample(sample(1), recipe={"seed": 7, "blur": 0.5}, metadata={"site": "A"})
 

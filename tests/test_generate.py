@@ -214,6 +214,12 @@ def test_an_ended_ring_is_refused_unless_it_is_reopened(run, status):
     assert status().committed == 6
 
 
+def test_fields_are_cast_as_the_command_line_says(command, status):
+    process = command("gen:few", "--cast", "x:bitround:10")
+    assert finish(process)[0] == 0, stderr()
+    assert status().schema == "x:f32~10[4,5]"
+
+
 def test_the_callers_signal_handlers_are_put_back(run):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run("gen:few")

@@ -10,7 +10,7 @@ import pytest
 
 from generating import committed, finish, states, stderr, work_in
 from servers import eventually
-from synthbroker import crew
+from synthbroker import admin, crew
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +48,8 @@ def test_the_parent_passes_a_signal_on(command, status):
 
 
 def test_what_a_full_ring_does_not_take_within_the_grace_is_reported(command, status):
-    process = command("gen:endless", "--max-samples", "5", "--in-flight", "10kB", "--grace-s", "0.3")
-    eventually(lambda: committed(status) == 5 and status().waiting, "the ring is full")
+    process = command("gen:told", "--max-samples", "5", "--in-flight", "1", "--grace-s", "0.3")
+    eventually(lambda: Path("made-0-6").exists(), "one waits for room in the ring, the next one for its turn")
     process.terminate()
     returncode, stdout = finish(process)
     assert returncode == 143
@@ -58,6 +58,18 @@ def test_what_a_full_ring_does_not_take_within_the_grace_is_reported(command, st
     assert "Traceback" not in stderr()
     assert "leaked" not in stderr()
     assert states(status()) == ["left"]
+
+
+def test_somebody_may_end_the_ring_meanwhile(command, status, server, ring_name):
+    process = command("gen:told", "--workers", "2", "--max-samples", "5", "--in-flight", "1")
+    eventually(lambda: Path("made-0-1").exists() and Path("made-1-1").exists(), "both wait for room, in the end")
+    admin.end(ring_name, url=server.url)
+    returncode, stdout = finish(process)
+    assert returncode == 0
+    assert "were not sent; " in stdout
+    assert stdout.endswith("the ring was ended meanwhile: nobody wants more (a new run says --reopen)\n")
+    assert "ERROR" not in stderr()
+    assert states(status()) == ["left", "left"]
 
 
 @pytest.mark.parametrize("target", ["gen:stuck", "gen:stubborn"])
