@@ -1,4 +1,4 @@
-"""From entries of the stream to a batch: payloads are received and unpacked where they stay."""
+"""From entries of the stream to a batch, whose memory their payloads are received into."""
 
 import math
 from collections import Counter
@@ -8,23 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from synthbroker import codec, cutting, schema, wire
+from synthbroker import codec, schema, wire
 from synthbroker.batch import Batch, BatchInfo, TupleBatch
-from synthbroker.errors import DamagedSampleError
-from synthbroker.head import Head, Tensor
+from synthbroker.head import Tensor
 from synthbroker.options import ReadOptions
+from synthbroker.payload import Get, receive
 from synthbroker.pool import Pool, size_class
 from synthbroker.replies import Given, Meta
-from synthbroker.ring import Ring
 from synthbroker.schema import Array, Schema
 
-Get = Callable[[Sequence[memoryview]], bool]
-
 _FREE_SHAPE_SHARE = 4  # a tensor of free shape may unpack to so many times the ring's capacity
-
-
-class MissingPartError(DamagedSampleError):
-    """A part is not there: evicted while it was read, or never whole."""
 
 
 class Placed(NamedTuple):
@@ -55,133 +48,6 @@ class Finish:
 def largest_free_bytes(meta: Meta) -> int:
     """Say how much memory a tensor may take whose shape the schema leaves free."""
     return _FREE_SHAPE_SHARE * meta.capacity_bytes
-
-
-def receive(entry: wire.Entry, targets: dict[str, memoryview], pool: Pool, get: Get) -> None:
-    """Bring the payload of one sample into memory.
-
-    Args:
-        entry: The sample, checked against the ring's schema.
-        targets: For each wanted field as many bytes of memory as its tensor has.
-        pool: Where packed bytes stay meanwhile.
-        get: Receives the next of the parts that were asked for; all of them are received, whatever is found.
-
-    Raises:
-        MissingPartError: A part is not there any more.
-        DamagedSampleError: The payload is not what the head says.
-    """
-    head = entry.head
-    if not entry.parts:
-        _copy_inline(head, entry.data, targets)
-        return
-    blocks = [_block(tensor, targets, pool) for tensor in head.tensors]
-    pieces = cutting.scatter([size for size, _ in head.parts], blocks)
-    missing, damage = 0, None
-    for i in wire.parts_of(head, list(targets)):
-        if i == entry.parts:
-            _copy(entry.data, pieces[i])
-        elif not get(pieces[i]):
-            missing += 1
-            continue
-        try:
-            wire.check_part(i, head.parts[i], pieces[i])
-        except DamagedSampleError as error:
-            damage = damage or error
-    if missing:
-        raise MissingPartError(f"{missing} of {len(head.parts)} parts are gone")
-    if damage:
-        raise damage
-    for tensor, block in zip(head.tensors, blocks, strict=True):
-        if tensor.codec != codec.RAW and tensor.name in targets:
-            codec.decode(block, tensor.codec, targets[tensor.name])
-
-
-def _block(tensor: Tensor, targets: dict[str, memoryview], pool: Pool) -> memoryview:
-    """Give the memory that a tensor's packed bytes go to: raw ones to where the tensor shall be."""
-    if tensor.codec == codec.RAW and tensor.name in targets:
-        return targets[tensor.name]
-    return pool.take(tensor.packed_bytes).data
-
-
-def _copy(data: bytes | memoryview, pieces: Sequence[memoryview]) -> None:
-    start = 0
-    for piece in pieces:
-        piece[:] = memoryview(data)[start : start + piece.nbytes]
-        start += piece.nbytes
-
-
-def _copy_inline(head: Head, data: bytes | memoryview, targets: dict[str, memoryview]) -> None:
-    start = 0
-    for i, part in enumerate(head.parts):
-        wire.check_part(i, part, (memoryview(data)[start : start + part[0]],))
-        start += part[0]
-    start = 0
-    for tensor in head.tensors:
-        packed = memoryview(data)[start : start + tensor.packed_bytes]
-        start += tensor.packed_bytes
-        if tensor.name not in targets:
-            continue
-        if tensor.codec == codec.RAW:
-            targets[tensor.name][:] = packed
-        else:
-            codec.decode(packed, tensor.codec, targets[tensor.name])
-
-
-def fetch_shared(ring: Ring, entries: Sequence[wire.Entry], pool: Pool) -> list[wire.Entry | None]:
-    """Receive the payloads of samples that share parts, neighbours in one go.
-
-    Returns:
-        The entries, each with its payload as `data` where it lay in a shared part; None where that part is gone.
-    """
-    found: list[wire.Entry | None] = list(entries)
-    runs = _runs(entries)
-    missing = _fetch_runs(ring, entries, runs, pool, found)
-    # One that says what is not so, or a part cut short, costs no neighbour.
-    _fetch_runs(ring, entries, [[i] for run in missing if len(run) > 1 for i in run], pool, found)
-    return found
-
-
-def _fetch_runs(
-    ring: Ring, entries: Sequence[wire.Entry], runs: Sequence[list[int]], pool: Pool, found: list[wire.Entry | None]
-) -> list[list[int]]:
-    """Receive runs into `found`; returns those that were not there as a whole."""
-    sizes = [sum([entries[i].head.payload_bytes for i in run]) for run in runs]
-    slices = [
-        wire.Slice(f"{entries[run[0]].uid}:0", entries[run[0]].start, size)
-        for run, size in zip(runs, sizes, strict=True)
-    ]
-    missing: list[list[int]] = []
-    with ring.inflow(slices) as inflow:
-        for run, size in zip(runs, sizes, strict=True):
-            memory = pool.take(size).data
-            there = inflow.receive([memory])
-            if not there:
-                missing.append(run)
-            start = 0
-            for i in run:
-                entry = entries[i]
-                end = start + entry.head.payload_bytes
-                found[i] = entry.with_data(memory[start:end]) if there else None
-                start = end
-    return missing
-
-
-def _runs(entries: Sequence[wire.Entry]) -> list[list[int]]:
-    """Gather the indices of entries that lie one behind the other in the same shared part."""
-    runs: list[list[int]] = []
-    end = 0
-    uid = None
-    for i, entry in enumerate(entries):
-        start = entry.start
-        if start is None:
-            continue
-        if start == end and entry.uid == uid:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-            uid = entry.uid
-        end = start + entry.head.payload_bytes
-    return runs
 
 
 class Span(NamedTuple):

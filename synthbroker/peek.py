@@ -4,11 +4,12 @@ import contextlib
 
 import numpy as np
 
-from synthbroker import assemble, codec, schema, wire
-from synthbroker.assemble import MissingPartError
+from synthbroker import codec, schema, wire
+from synthbroker.assemble import largest_free_bytes
 from synthbroker.batch import Batch, BatchInfo
 from synthbroker.connection import Connection
 from synthbroker.errors import DamagedSampleError
+from synthbroker.payload import MissingPartError, fetch_shared, receive
 from synthbroker.pool import Pool
 from synthbroker.replies import Given, Meta
 from synthbroker.ring import Ring
@@ -47,14 +48,14 @@ def peek(ring: str, n: int = 4, *, url: str | None = None) -> list[Batch]:
 
 def _sample(ring: Ring, meta: Meta, given: Given) -> Batch:
     entry = wire.read_entry(given.fields)
-    wire.check_schema(entry.head, schema.parse(meta.schema), assemble.largest_free_bytes(meta))
+    wire.check_schema(entry.head, schema.parse(meta.schema), largest_free_bytes(meta))
     arrays = {tensor.name: np.empty(tensor.shape, tensor.dtype) for tensor in entry.head.tensors}
     targets = {name: codec.as_bytes(array) for name, array in arrays.items()}
-    (whole,) = assemble.fetch_shared(ring, [entry], Pool(0))
+    (whole,) = fetch_shared(ring, [entry], Pool(0))
     if whole is None:
         raise MissingPartError("its part is gone")
     with ring.inflow(whole.slices(list(arrays))) as inflow:
-        assemble.receive(whole, targets, Pool(0), inflow.receive)
+        receive(whole, targets, Pool(0), inflow.receive)
     info = BatchInfo(
         ring=ring.name,
         group=None,

@@ -12,13 +12,14 @@ from threading import Condition, Event, Thread
 from typing import Any, TypeVar
 
 from synthbroker import ring as rings
-from synthbroker.assemble import Assembly, Finish, MissingPartError, Plan, fetch_shared
+from synthbroker.assemble import Assembly, Finish, Plan
 from synthbroker.batch import BatchInfo
 from synthbroker.connection import Connection
 from synthbroker.errors import DamagedSampleError, RingMissingError, SynthbrokerError
 from synthbroker.head import recipe_in
 from synthbroker.live import LiveSource
 from synthbroker.options import ReadOptions
+from synthbroker.payload import MissingPartError, fetch_shared
 from synthbroker.pool import Pool
 from synthbroker.replies import Given
 from synthbroker.ring import Ring

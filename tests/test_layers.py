@@ -75,6 +75,7 @@ ORDER = [
     "source",
     "live",
     "rounds",
+    "payload",
     "assemble",
     "telling",
     "reader",

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from rings import Rig, run_arguments
-from synthbroker import assemble, cutting, wire
+from synthbroker import cutting, wire
 from synthbroker.errors import RingEndedError, ShutOutError
+from synthbroker.payload import fetch_shared, receive
 from synthbroker.pool import Pool
 from synthbroker.replies import Answer, Incarnation
 from synthbroker.sharing import Shared
@@ -46,10 +47,10 @@ def live(rig: Rig) -> list[int]:
 def check(rig: Rig, given: Any) -> bool:
     entry = wire.read_entry(given.fields)
     memory = bytearray(entry.head.payload_bytes)
-    (whole,) = assemble.fetch_shared(rig.ring, [entry], Pool(0))
+    (whole,) = fetch_shared(rig.ring, [entry], Pool(0))
     assert whole is not None, "its part is there"
     with rig.ring.inflow(whole.slices(["x"])) as inflow:
-        assemble.receive(whole, {"x": memoryview(memory)}, Pool(0), inflow.receive)
+        receive(whole, {"x": memoryview(memory)}, Pool(0), inflow.receive)
     assert bytes(memory) == payload(int(entry.head.recipe["value"]), len(memory))
     return True
 
@@ -84,7 +85,7 @@ def test_neighbours_are_received_together(rig: Rig) -> None:
     assert len(lasting(rig)) == 3
     entries = [wire.read_entry(given.fields) for given in rig.take(reader).samples]
     some = [entries[i] for i in (0, 1, 2, 5, 6, 3, 10, 11, 12, 13)]
-    for entry, whole in zip(some, assemble.fetch_shared(rig.ring, some, Pool(0)), strict=True):
+    for entry, whole in zip(some, fetch_shared(rig.ring, some, Pool(0)), strict=True):
         assert whole is not None
         assert whole.start is None
         if entry.start is not None:
