@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from synthbroker import dealing, losses
+from synthbroker import deadlock, dealing, losses
 from synthbroker import ring as rings
 from synthbroker.dealing import Busy, Rules
 from synthbroker.errors import (
@@ -20,7 +20,7 @@ from synthbroker.options import ReadOptions
 from synthbroker.ranks import Place
 from synthbroker.replies import Given, Taken
 from synthbroker.seats import Found, Seat
-from synthbroker.source import STUCK_AFTER_S, GroupSource, is_sending
+from synthbroker.source import GroupSource
 from synthbroker.waiting import Waiting
 
 log = logging.getLogger("synthbroker")
@@ -143,7 +143,7 @@ class RoundSource(GroupSource):
             if taken.samples or taken.gone:
                 return Found(taken.samples, taken.now_s, taken.gone)
             held_since = (held_since or time.monotonic()) if taken.held else None
-            if taken.word == "END" or (held_since and time.monotonic() - held_since >= STUCK_AFTER_S):
+            if taken.word == "END" or (held_since and deadlock.lasts(held_since)):
                 return self._repeat(count, holding, taken.now_s)
             self._rest(waiting, taken)
         return Found((), ended=True)
@@ -174,9 +174,9 @@ class RoundSource(GroupSource):
 
     def _is_full_of_too_few(self, held_since: float | None) -> bool:
         """Say whether a full ring holds less than a round: it can make no room before that is dealt short."""
-        if held_since is None or time.monotonic() - held_since < STUCK_AFTER_S or not self._idle():
+        if not (held_since and deadlock.lasts(held_since) and self._idle()):
             return False
-        return not is_sending(self._keep_trying(self._ring.read_meta), held_since)
+        return not deadlock.is_sending(self._keep_trying(self._ring.read_meta), held_since)
 
     def _rest(self, waiting: Waiting, taken: Taken) -> None:
         self._check(waiting, held=taken.held)

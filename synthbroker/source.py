@@ -10,7 +10,7 @@ from functools import partial
 from threading import Event
 from typing import Any
 
-from synthbroker import losses, runs, settings, taking, units
+from synthbroker import deadlock, losses, runs, settings, taking, units
 from synthbroker import ring as rings
 from synthbroker.errors import (
     RingMissingError,
@@ -33,12 +33,6 @@ log = logging.getLogger("synthbroker")
 _MOST_RECOVERED = 10_000
 _IDLE_CLAIM_S = 0.5  # who has nothing to do looks more often for what others have left
 _SETTLING_S = 0.05
-STUCK_AFTER_S = 1.0  # a producer that is refused room for many samples asks for one of them a moment later
-
-
-def is_sending(meta: Meta, held_since: float) -> bool:
-    """Say whether somebody may be about to commit to a full ring: has a lease, and is not dead by all appearance."""
-    return meta.leased_bytes > 0 and time.monotonic() - held_since < 2 * rings.BEAT_S
 
 
 class GroupSource:
@@ -137,7 +131,7 @@ class GroupSource:
             return Found((), drained=True)
         if word == "DRAINED" and self._idle():
             self._drained()
-        if held_since and time.monotonic() - held_since >= STUCK_AFTER_S:
+        if held_since and deadlock.lasts(held_since):
             if holding and self._is_stuck(holding, held_since):
                 return Found((), stuck=True)
             if not holding:
@@ -316,7 +310,7 @@ class GroupSource:
     def _check(self, waiting: Waiting, *, held: bool, holding: int = 0) -> None:
         """Warn each minute and raise after `wait_s`, with what is likely the cause."""
         if held:
-            waiting.check(self._crowded, UnacknowledgedError)
+            waiting.check(partial(deadlock.why_full, self._ring, self._options), UnacknowledgedError)
         if self._starving.look_again():
             self._asked(self._starving.nothing)
         begun = self._starving.begun(holding)
@@ -329,24 +323,6 @@ class GroupSource:
         except RingMissingError:
             return "the ring is gone"
 
-    def _crowded(self) -> str:
-        """Say what it is that the ring is full of, and what helps."""
-        try:
-            meta = self._ring.read_meta()
-        except SynthbrokerError:
-            return "the ring is full of samples that this group was given and has not acknowledged"
-        oftener = "acknowledge more often"
-        if self._options.ack == "checkpoint":
-            oftener = (
-                f"make checkpoints more often (state_dict(), then acknowledge(), well before {meta.live} samples "
-                "were trained on)"
-            )
-        return (
-            f"the ring is full: of its {meta.live} samples ({units.format_size(meta.capacity_bytes)}) this group was "
-            f"given the last, and has not acknowledged the first: {oftener}, take smaller batches, use fewer workers, "
-            "or give the ring more capacity"
-        )
-
     def _check_checkpoints(self) -> None:
         """Raise where the training loop waits for samples that only its own next checkpoint can make room for.
 
@@ -358,23 +334,11 @@ class GroupSource:
             return
         held = self._ring.held_by(self._who, self._group, 1)
         if held and held[0][0] <= self._ring.read_meta().first:
-            raise UnacknowledgedError(f"ring {self._ring.name!r}, group {self._group!r}: {self._crowded()}")
+            why = deadlock.why_full(self._ring, self._options)
+            raise UnacknowledgedError(f"ring {self._ring.name!r}, group {self._group!r}: {why}")
 
     def _is_stuck(self, holding: Sequence[int], held_since: float) -> bool:
-        """Say whether a full ring waits for the samples of an incomplete batch, and that batch for the ring.
-
-        Raises:
-            UnacknowledgedError: These are all samples that the ring can hold.
-        """
-        meta = self._ring.read_meta()
-        if not self._idle() or min(holding) > meta.first or is_sending(meta, held_since):
-            return False
-        if len(holding) >= meta.live:
-            raise UnacknowledgedError(
-                f"ring {self._ring.name!r} ({units.format_size(meta.capacity_bytes)}) holds only {meta.live} samples, "
-                f"and a batch of {self._options.batch_size} needs more: take smaller batches, or give it more room"
-            )
-        return True
+        return self._idle() and deadlock.waits_for_batch(self._ring, self._options, holding, held_since)
 
     def _beat(self) -> None:
         self._ring.beat("consumer", f"{self._group} {self._who}", self._about())

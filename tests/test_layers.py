@@ -71,6 +71,7 @@ ORDER = [
     "sender",
     "producer",
     "waiting",
+    "deadlock",
     "starving",
     "source",
     "live",
