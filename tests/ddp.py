@@ -39,8 +39,6 @@ def _steps(
     model = DistributedDataParallel(torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     per_rank = {name: value[rank] for name, value in options.pop("per_rank", {}).items()}
-    # As under torchrun; a process that a forkserver started has its workers started so, each of which imports torch.
-    loader = loader | ({"multiprocessing_context": "fork"} if loader.get("num_workers") else {})
     batches = sb.RingDataset(url, ring=ring, group="g", **options | per_rank).loader(**loader)
     steps = []
     for _ in range(epochs):

@@ -1,73 +1,18 @@
 """A training run that is killed anywhere, again and again: at its end every sample was trained on exactly once."""
 
-import contextlib
 import itertools
-import json
+import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from servers import RealServer, RunningServer, eventually
+from servers import RealServer, eventually
 from tools import background, check_ledger, counters, fill, pending
-
-TRAINER = Path(__file__).with_name("trainer.py")
-DEADLINE_S = 60.0
-KINDS = {
-    "consumer": {"kind": "consumer"},
-    "dataset": {"kind": "dataset"},
-    "workers": {"kind": "dataset", "num_workers": 2},
-}
-
-
-class Run:
-    """A run whose processes follow each other; each is started anew from the last checkpoint."""
-
-    def __init__(self, server: RunningServer, ring: str, folder: Path, **options: Any) -> None:
-        self.folder = folder
-        fixed = {"url": server.url, "ring": ring, "group": "train", "wait_s": DEADLINE_S, "ack": "checkpoint"}
-        self.options = fixed | {"every": 4, "batch_size": 3, "name": "trainer", "die_at": None} | options
-        self.first_batch_s: list[float] = []
-
-    def start(self, **options: Any) -> "subprocess.Popen[str]":
-        command = [sys.executable, str(TRAINER), str(self.folder), json.dumps(self.options | options)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-
-    def await_first_batch(self, process: "subprocess.Popen[str]") -> bool:
-        """Block until it trains; False where it was killed or came to its end before."""
-        assert process.stdout is not None
-        line = background(process.stdout.readline).result(DEADLINE_S)
-        if line.startswith("began"):
-            self.first_batch_s.append(float(line.split()[1]))
-        return line.startswith("began")
-
-    def finish(self) -> list[int]:
-        """Let it come to its end; gives what is in the last checkpoint."""
-        with self.start() as process:
-            assert process.stdout is not None
-            said = background(process.stdout.read).result(DEADLINE_S)
-            assert process.wait(DEADLINE_S) == 0
-            assert said.endswith("done\n")
-        return self.marks()
-
-    def marks(self) -> list[int]:
-        path = self.folder / "checkpoint.json"
-        found: list[int] = json.loads(path.read_text())["marks"] if path.exists() else []
-        return found
-
-
-def check_all_once(server: RunningServer, ring: str, marks: list[int], count: int) -> None:
-    assert sorted(marks) == list(range(count)), "each sample was trained on once"
-    assert pending(server, ring, "train") == []
-    assert counters(server, ring, "train")["acknowledged"] == count
-    check_ledger(server, ring, "train")
-
+from trainings import DEADLINE_S, KINDS, Run, check_all_once
 
 # Where, and how often it gets there before.
 POINTS = [
@@ -89,8 +34,7 @@ def test_a_run_that_dies_at_each_point_of_a_checkpoint_trains_on_every_sample_on
     fill(server, ring_name, range(count), groups=("train",))
     run = Run(server, ring_name, tmp_path, **KINDS[kind])
     for point in POINTS if kind == "consumer" else POINTS[1::2]:
-        with run.start(die_at=point) as process:
-            assert process.wait(DEADLINE_S) == -signal.SIGKILL, f"it dies at {point}"
+        run.die_at(*point)
     check_all_once(server, ring_name, run.finish(), count)
     assert counters(server, ring_name, "train")["doubled"] == 0
 
@@ -106,28 +50,26 @@ def test_a_run_that_is_killed_at_any_instant_trains_on_every_sample_once(
     endless = itertools.takewhile(lambda _: not stop.is_set(), itertools.count())
     made = background(lambda: fill(server, ring_name, endless, capacity="150kB", groups=("train",)))
     run = Run(server, ring_name, tmp_path, every=draw.choice([1, 3, 8]), **KINDS[kind])
+    first_batches_s = []
     for _ in range(kills):
         delay_s, while_it_starts = draw.uniform(0, 0.3), draw.random() < 0.2
-        with run.start() as process:
-            assert while_it_starts or run.await_first_batch(process)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(delay_s)
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
+        with run.start() as life:
+            if not while_it_starts:
+                first_batches_s.append(life.first_batch_s())
+            assert life.kill(delay_s) == -signal.SIGKILL
     before = run.marks()
     stop.set()
     marks = run.finish()
     assert marks[: len(before)] == before
     check_all_once(server, ring_name, marks, made.result(DEADLINE_S).samples)
-    assert max(run.first_batch_s[1:]) < 2, "a restarted run has its first batch soon"
+    assert max(first_batches_s[1:]) < 2, "a restarted run has its first batch soon"
 
 
 def test_a_run_without_a_name_is_known_by_its_state(server: RealServer, ring_name: str, tmp_path: Path) -> None:
     fill(server, ring_name, range(60), groups=("train",))
     run = Run(server, ring_name, tmp_path, kind="consumer", name=None)
     for point in ("written", 1), ("trained", 6), ("trained", 3):
-        with run.start(die_at=point) as process:
-            assert process.wait(DEADLINE_S) == -signal.SIGKILL
+        run.die_at(*point)
     check_all_once(server, ring_name, run.finish(), 60)
 
 
@@ -137,8 +79,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
 ) -> None:
     fill(server, ring_name, range(150), groups=("train",))
     run = Run(server, ring_name, tmp_path, kind="dataset")
-    with run.start(die_at=("written", 2), num_workers=before) as process:
-        assert process.wait(DEADLINE_S) == -signal.SIGKILL
+    run.die_at("written", 2, num_workers=before)
     run.options["num_workers"] = after
     check_all_once(server, ring_name, run.finish(), 150)
 
@@ -148,11 +89,11 @@ def test_a_run_that_was_stopped_for_long_is_doubled_and_counted(
 ) -> None:
     fill(server, ring_name, range(40), groups=("train",))
     run = Run(server, ring_name, tmp_path, kind="consumer", name="slow", every=1000, batch_size=4)
-    with run.start() as process:
-        assert run.await_first_batch(process)
-        process.send_signal(signal.SIGSTOP)
+    with run.start() as life:
+        life.first_batch_s()
+        os.kill(life.pid, signal.SIGSTOP)
         try:
-            stopped = psutil.Process(process.pid)
+            stopped = psutil.Process(life.pid)
             eventually(lambda: stopped.status() == psutil.STATUS_STOPPED, "it stands still")
             server.client().ping()  # behind what it may have asked for just before
             held = set(pending(server, ring_name, "train"))
@@ -162,8 +103,8 @@ def test_a_run_that_was_stopped_for_long_is_doubled_and_counted(
             other.folder.mkdir()
             theirs = other.finish()
         finally:
-            process.send_signal(signal.SIGCONT)
-        assert process.wait(DEADLINE_S) == 0
+            os.kill(life.pid, signal.SIGCONT)
+        assert life.wait() == 0
     doubled = set(theirs) & set(run.marks())
     assert doubled
     assert {n + 1 for n in doubled} <= held
@@ -177,8 +118,8 @@ def test_killed_workers_do_not_outlive_their_trainer_in_the_group(
 ) -> None:
     fill(server, ring_name, range(90), groups=("train",))
     run = Run(server, ring_name, tmp_path, **KINDS["workers"])
-    with run.start() as process:
-        assert run.await_first_batch(process)
-        process.kill()
+    with run.start() as life:
+        life.first_batch_s()
+        life.kill()
     check_all_once(server, ring_name, run.finish(), 90)
     eventually(lambda: server.client().zcard(f"sb:{{{ring_name}}}:consumers") == 0, "all have left")

@@ -27,7 +27,7 @@ def train(
     dist.init_process_group("gloo", init_method=f"file://{folder}/init-{life}", rank=rank, world_size=ranks)
     last, log = Path(folder, "last.json"), Path(folder, f"log-{life}-{rank}")
     dataset = sb.RingDataset(ack="checkpoint", name="run", batch_size=3, wait_s=SOON_S, **options)
-    loader = dataset.loader(num_workers=workers, **({"multiprocessing_context": "fork"} if workers else {}))
+    loader = dataset.loader(num_workers=workers)
     if last.exists():
         loader.load_state_dict(json.loads(last.read_text())["data"])
     dist.barrier()
@@ -90,7 +90,7 @@ def test_any_number_of_ranks_goes_on_from_a_checkpoint(
             state = json.loads(last.read_text())
             loaded[state["life"]] = state
         calls = [(rank,) for rank in range(ranks)]
-        with processes(train, *calls, method="forkserver", **how) as (_, queue):
+        with processes(train, *calls, **how) as (_, queue):
             if life < 3:
                 goal = draw.randint(2, 9)
                 log = tmp_path / f"log-{life}-0"

@@ -93,7 +93,7 @@ def test_workers_read_a_full_ring_to_its_end(server, ring_name, dataset, capacit
 @pytest.mark.parametrize("kind", ["loader", "plain"])
 def test_training_processes_with_workers_share_the_samples(server, ring_name, kind):
     options = {"group": "g", "batch_size": 3, "wait_s": SOON_S, "num_workers": 2, "plain": kind == "plain"}
-    with processes(read_with_workers, *[(server.url, ring_name)] * 2, method="fork", **options) as (_, told):
+    with processes(read_with_workers, *[(server.url, ring_name)] * 2, **options) as (_, told):
         fill(server, ring_name, range(200), size=IN_PARTS)
         shares = [told.get(timeout=SOON_S) for _ in range(2)]
     assert sorted(itertools.chain(*shares)) == list(range(200))

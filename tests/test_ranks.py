@@ -39,7 +39,7 @@ def run(server: RealServer, ring: str, folder: Path, world_size: int, **how: Any
     """Train with so many ranks; gives numbers and uses of each step of each rank."""
     how = {"loader": {}, "wait_s": SOON_S, "batch_size": 3} | how
     told = how | {"world_size": world_size, "folder": str(folder), "url": server.url, "ring": ring}
-    with processes(train, *[(rank,) for rank in range(world_size)], method="forkserver", **told) as (_, queue):
+    with processes(train, *[(rank,) for rank in range(world_size)], **told) as (_, queue):
         found = dict(queue.get(timeout=60) for _ in range(world_size))
     return [found[rank] for rank in range(world_size)]
 
@@ -198,7 +198,7 @@ def test_ranks_whose_ring_is_lost_are_told(
     told = {"loader": {"num_workers": num_workers}, "wait_s": SOON_S, "batch_size": 3, "world_size": 2}
     told |= {"folder": str(tmp_path), "url": server.url, "ring": ring_name}
     with flowing(server, ring_name) as end:
-        with processes(train, (0,), (1,), method="forkserver", **told) as (started, queue):
+        with processes(train, (0,), (1,), **told) as (started, queue):
             taught(server, ring_name, 30)
             server.client().flushall()
             errors = [queue.get(timeout=60)[1] for _ in started]

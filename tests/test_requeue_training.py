@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from servers import RealServer
-from test_checkpoint_kills import DEADLINE_S, KINDS, Run, check_all_once
 from tools import background, counters, fill
+from trainings import DEADLINE_S, KINDS, Run, check_all_once
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -23,12 +23,10 @@ def test_a_training_told_by_usr2_that_its_job_ends_goes_on_exactly_where_it_was(
     run = Run(server, ring_name, tmp_path, every=30, **KINDS[kind])
     trained: list[int] = []
     for _ in range(2):
-        with run.start() as process:
-            assert run.await_first_batch(process)
-            os.kill(process.pid, signal.SIGUSR2)
-            assert process.wait(DEADLINE_S) == 75
-            assert process.stdout is not None
-            assert process.stdout.read() == "stopped\n"
+        with run.start() as life:
+            life.first_batch_s()
+            os.kill(life.pid, signal.SIGUSR2)
+            assert life.wait() == 75
         marks = run.marks()
         assert marks[: len(trained)] == trained, "it goes on from its checkpoint"
         assert len(marks) > len(trained), "what it trained on before the signal is in the new one"
@@ -43,9 +41,9 @@ def test_a_training_told_by_usr2_that_its_job_ends_goes_on_exactly_where_it_was(
 def test_workers_that_are_told_too_do_no_harm(server: RealServer, ring_name: str, tmp_path: Path) -> None:
     fill(server, ring_name, range(300), groups=("train",))
     run = Run(server, ring_name, tmp_path, every=1000, **KINDS["workers"])
-    with run.start() as process:
-        assert run.await_first_batch(process)
-        os.killpg(process.pid, signal.SIGUSR2)  # as srun does: to all processes of the step
-        assert process.wait(DEADLINE_S) == 75
+    with run.start() as life:
+        life.first_batch_s()
+        os.killpg(life.pid, signal.SIGUSR2)  # as srun does: to all processes of the step
+        assert life.wait() == 75
     assert 0 < len(run.marks()) < 300
     check_all_once(server, ring_name, run.finish(), 300)

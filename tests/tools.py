@@ -245,15 +245,13 @@ def read_and_hold(url: str, ring: str, told: Any, **options: Any) -> None:
 
 
 @contextmanager
-def processes(
-    target: Callable[..., None], *calls: tuple[Any, ...], method: str = "spawn", **options: Any
-) -> Iterator[tuple[list[Any], Any]]:
+def processes(target: Callable[..., None], *calls: tuple[Any, ...], **options: Any) -> Iterator[tuple[list[Any], Any]]:
     """Run a function in a process for each call; gives the processes and the queue that they tell things through."""
-    context: Any = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["ddp", "test_checkpoint_ranks"])  # torch is imported once, not by each of them
+    context: Any = multiprocessing.get_context("forkserver")
+    # Imported once, not by each of them, which would take seconds; modules of the tests would not be found there.
+    context.set_forkserver_preload(["pytest", "synthbroker.dataset", "torch._dynamo", "torch.nn.parallel"])
     told = context.Queue()
-    started = [context.Process(target=target, args=(*call, told), kwargs=options) for call in calls]
+    started = [context.Process(target=_run, args=(target, *call, told), kwargs=options) for call in calls]
     for process in started:
         process.start()
     try:
@@ -264,3 +262,9 @@ def processes(
             process.join()
         told.close()
         told.join_thread()
+
+
+def _run(target: Callable[..., None], *arguments: Any, **options: Any) -> None:
+    # As in a program of a user's: the workers of whom a fork server has started would be started by one of their own.
+    multiprocessing.set_start_method("fork", force=True)
+    target(*arguments, **options)

@@ -1,8 +1,7 @@
 """A training program that makes checkpoints and can be killed anywhere; what it has "learnt" is which samples it had.
 
-python trainer.py FOLDER '{"url": ..., "ring": ..., "kind": "dataset", ...}': a checkpoint is one file with marks and
-state. It says "began" with the seconds until its first batch, and "done". At SIGUSR2 it makes a checkpoint after the
-batch in hand, as README.md tells, says "stopped", and exits with 75.
+A checkpoint is one file with marks and state. It tells the seconds until its first batch. At SIGUSR2 it makes a
+checkpoint after the batch in hand, as README.md tells, and exits with 75.
 """
 
 import contextlib
@@ -22,9 +21,17 @@ class Trainer:
     """Trains, and dies by its own hand where `die_at` says so: a point in its work and how often it is passed."""
 
     def __init__(
-        self, folder: Path, *, url: str, kind: str, every: int, die_at: tuple[str, int] | None, **options: Any
+        self,
+        folder: Path,
+        told: Any,
+        *,
+        url: str,
+        kind: str,
+        every: int,
+        die_at: tuple[str, int] | None,
+        **options: Any,
     ):
-        self.path, self.every, self.die_at = folder / "checkpoint.json", every, die_at
+        self.path, self.told, self.every, self.die_at = folder / "checkpoint.json", told, every, die_at
         self.num_workers = options.pop("num_workers", 0)
         self.marks: list[int] = []
         self.passed: dict[str, int] = {}
@@ -45,17 +52,15 @@ class Trainer:
         signal.signal(signal.SIGUSR2, lambda number, _: stop.append(number))
         for step, batch in enumerate(self.batches, 1):
             if step == 1:
-                print(f"began {time.monotonic() - began:.3f}", flush=True)  # noqa: T201
+                self.told.put(time.monotonic() - began)
             self.marks += [int(n) for n in batch["n"]]
             self.here("trained")
             threading.Event().wait(0.001)
             if stop or step % self.every == 0:
                 self.save()
             if stop:
-                print("stopped", flush=True)  # noqa: T201
                 sys.exit(75)
         self.save()
-        print("done", flush=True)  # noqa: T201
 
     def save(self) -> None:
         state = self.reader.state_dict()
@@ -69,11 +74,13 @@ class Trainer:
 
     def here(self, point: str) -> None:
         self.passed[point] = self.passed.get(point, 0) + 1
-        if self.die_at is not None and [point, self.passed[point]] == list(self.die_at):
+        if self.die_at is not None and (point, self.passed[point]) == self.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-if __name__ == "__main__":
-    trainer = Trainer(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+def train(folder: Path, told: Any, **options: Any) -> None:
+    """Train from the last checkpoint on, in a session of its own; for a process of its own."""
+    os.setsid()
+    trainer = Trainer(folder, told, **options)
     trainer.resume()
     trainer.train()
