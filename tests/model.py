@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-COUNTERS = ("delivered", "acknowledged", "lost", "evicted_pending", "doubled", "reused", "redelivered", "skipped")
-Drawn = tuple[int, int]  # number and uses of a sample that was given
+from model_group import Drawn, Group, TrainingRun
+
 NOBODY = frozenset({""})
 Holders = frozenset[str]  # the groups that hold a full ring up, any of which may be named
 
@@ -17,58 +17,6 @@ class Lease:
     cost: int
     count: int
     over: bool = False
-
-
-@dataclass
-class Checkpoint:
-    """What a run has staged, or is done with."""
-
-    serial: int
-    token: str
-    numbers: list[int]
-    done: bool = False
-
-
-@dataclass
-class TrainingRun:
-    """A training process and its former selves."""
-
-    life: int = 0
-    checkpoints: list[Checkpoint] = field(default_factory=list)
-
-    def find(self, token: str) -> list[Checkpoint]:
-        return [one for one in self.checkpoints if one.token == token]
-
-
-@dataclass
-class Group:
-    """One group: how far it was given samples, who holds what, what may be given again."""
-
-    reuse: str
-    since: int
-    reach: int
-    front: int
-    pending: dict[int, str] = field(default_factory=dict)
-    uses: dict[int, int] = field(default_factory=dict)
-    registered: dict[str, bool] = field(default_factory=dict)  # by reader: whether it is silent
-    consumers: set[str] = field(default_factory=set)
-    runs: dict[str, TrainingRun] = field(default_factory=dict)
-    evicted: set[tuple[str, int]] = field(default_factory=set)  # run and number
-    counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
-
-    @property
-    def limit(self) -> float:
-        return math.inf if self.reuse == "inf" else int(self.reuse)
-
-    def count(self, counter: str, by: int = 1) -> None:
-        self.counters[counter] += by
-
-    def held_by(self, reader: str) -> list[int]:
-        return sorted(number for number, holder in self.pending.items() if holder == reader)
-
-    def keep(self) -> int:
-        """The lowest number that this group still needs."""
-        return min([self.reach + 1, *self.pending])
 
 
 class Model:
@@ -153,40 +101,28 @@ class Model:
             self.closings += 1
             self.ended = 0 < self.expected <= self.closings
 
-    def room(self, name: str, word: str, cost: int, count: int, needed: int) -> tuple[str, Holders]:
-        if self.seqs[name][0] != word:
-            return "SHUT", NOBODY
-        if self.ended:
-            return "ENDED", NOBODY
-        if cost > self.capacity:
-            return "TOOBIG", NOBODY
-        self.leases.pop(name, None)
-        granted, holders = self.make_room(cost, count, needed)
-        if not granted:
-            self.waiting = (cost, count)
-            return "FULL", holders
-        self.leases[name] = Lease(cost, count)
-        return "OK", NOBODY
-
-    def room_for_some(self, name: str, word: str, costs: Sequence[int], needed: int) -> tuple[str, Holders, int]:
-        """Grant the longest prefix; answers the word, who holds the ring up, and for how many there is room."""
+    def room(
+        self, name: str, word: str, costs: Sequence[int], needed: int = 0, *, some: bool = False
+    ) -> tuple[str, Holders, int]:
+        """Grant room for all samples, or the longest prefix; answers the word, who holds the ring up, for how many."""
+        least = 1 if some else len(costs)
         if self.seqs[name][0] != word:
             return "SHUT", NOBODY, 0
         if self.ended:
             return "ENDED", NOBODY, 0
-        if costs[0] > self.capacity:
+        if sum(costs[:least]) > self.capacity:
             return "TOOBIG", NOBODY, 0
         self.leases.pop(name, None)
         holders = NOBODY
-        for count in range(len(costs), 0, -1):
+        for count in range(len(costs), least - 1, -1):
             cost = sum(costs[:count])
-            if cost > self.capacity or (self.max_samples and count > self.max_samples):
+            if some and (cost > self.capacity or (self.max_samples and count > self.max_samples)):
                 continue  # could not even fit alone
             granted, holders = self.make_room(cost, count, needed)
             if granted:
                 self.leases[name] = Lease(cost, count)
                 return "OK", NOBODY, count
-        self.waiting = (costs[0], 1)
+        self.waiting = (sum(costs[:least]), least)
         return "FULL", holders, 0
 
     def commit(
@@ -280,7 +216,7 @@ class Model:
         if len(self.live) < min_fill and not self.ended:
             assert given == []
             return "EMPTY", self._held(group)
-        expected = self._claim(group, reader, count, given) if claim else []
+        expected = group.claim(reader, count, given) if claim else []
         if not self.block and not self.ended:
             self._step_forward(group, count)
         expected += self._fresh(group, reader, count - len(expected), only)
@@ -288,30 +224,14 @@ class Model:
         assert given[: len(expected)] == expected
         again = given[len(expected) :]
         if group.limit > 1 and not (drained and group.limit == math.inf):
-            self._check_again(group, again, count - len(expected))
+            group.draw_again(again, count - len(expected), range(self.first, self.next))
         else:
             assert again == []
         if given:
             return "OK", self._held(group)
         if drained:
-            return "DRAINED" if _awaited(group, reader) else "END", self._held(group)
+            return "DRAINED" if group.awaited_by(reader) else "END", self._held(group)
         return "EMPTY", self._held(group)
-
-    def _claim(self, group: Group, reader: str, count: int, given: list[Drawn]) -> list[Drawn]:
-        """Take over from the dead, in the order in which the server knows them: the one that the answer shows."""
-        claimed: list[Drawn] = []
-        holders = [group.pending.get(number, "") for number, uses in given if uses == 0]
-        for other in sorted(group.consumers - {reader}, key=[*holders, *sorted(group.consumers)].index):
-            if other in group.registered and not group.registered[other]:
-                continue
-            for number in group.held_by(other)[: count - len(claimed)]:
-                group.pending[number] = reader
-                group.count("redelivered")
-                claimed.append((number, 0))
-            if not group.held_by(other):
-                group.consumers.discard(other)
-                group.registered.pop(other, None)
-        return claimed
 
     def _step_forward(self, group: Group, count: int) -> None:
         moved, live = self.first - group.front, len(self.live)
@@ -340,22 +260,6 @@ class Model:
             fresh.append((number, 1))
         return fresh
 
-    def _check_again(self, group: Group, again: list[Drawn], room: int) -> None:
-        group.count("reused", len(again))
-        if group.limit == math.inf:
-            possible = range(self.first, min(group.reach, self.next - 1) + 1)
-            assert len(set(again)) == len(again) <= max(room, 0)
-            assert all(number in possible and uses == 2 for number, uses in again)
-            assert again or not possible or room <= 0
-            return
-        left = sum(int(group.limit) - uses for uses in group.uses.values())
-        assert len(again) == min(max(room, 0), left)
-        for number, uses in again:
-            assert group.uses[number] == min(group.uses.values()) == uses - 1
-            group.uses[number] = uses
-            if uses >= group.limit:
-                del group.uses[number]
-
     def _held(self, group: Group) -> bool:
         if not self.block or group.reach < self.next - 1 or not self.waiting or self.fits(*self.waiting):
             return False
@@ -379,10 +283,6 @@ class Model:
         return acknowledged, doubled, late
 
     # -- runs
-
-    def stage(self, name: str, run: str, token: str, numbers: list[int]) -> None:
-        serial = int(token.partition(".")[0])
-        self.groups[name].runs[run].checkpoints.append(Checkpoint(serial, token, numbers))
 
     def finish(self, name: str, run: str, serial: float) -> tuple[int, int, int]:
         group = self.groups[name]
@@ -413,18 +313,8 @@ class Model:
             return True, *said
         if known:
             self.finish(name, run, serial)
-        self.begin(name, run)
+        group.begin(run)
         return False, *said
-
-    def begin(self, name: str, run: str) -> None:
-        """Begin another life of a run: what was staged is forgotten, its former readers are shut out."""
-        group = self.groups[name]
-        mine = group.runs.setdefault(run, TrainingRun())
-        mine.life += 1
-        mine.checkpoints = [one for one in mine.checkpoints if one.done]
-        group.evicted = {one for one in group.evicted if one[0] != run}
-        for reader in [reader for reader in group.registered if reader.startswith(f"{run}/")]:
-            del group.registered[reader]
 
     # -- the ring itself
 
@@ -439,10 +329,3 @@ class Model:
     def drop_group(self, name: str) -> None:
         del self.groups[name]
         self.waiting = None
-
-
-def _awaited(group: Group, reader: str) -> bool:
-    """Say whether somebody who is not of the reader's family holds samples, or somebody of it who has left."""
-    family = reader.partition("/")[0]
-    others = set(group.pending.values()) - {reader}
-    return any(other.partition("/")[0] != family or other not in group.registered for other in others)
