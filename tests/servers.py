@@ -246,10 +246,15 @@ class FakeServer(RunningServer):
 
 
 def _patient_handler() -> Any:
-    """Mend two things in fakeredis's port: it hangs up after each error reply, and sends texts as simple strings."""
+    """Mend three things in fakeredis's port.
+
+    It hangs up after each error reply, sends texts as simple strings, and holds a second reply back for 40 ms.
+    """
     from fakeredis._clients._tcp_server import TCPFakeRequestHandler, encode_reply
 
     class Handler(TCPFakeRequestHandler):
+        disable_nagle_algorithm = True
+
         def setup(self) -> None:
             super().setup()
             client: Any = self.current_client

@@ -394,5 +394,4 @@ def test_the_scripts_do_what_the_model_does(server: RunningServer) -> None:
 
 
 def test_every_version_of_the_server_does_what_the_model_does(any_server: RunningServer) -> None:
-    # fakeredis, whose Lua takes fifteen times as long, is no server that anybody has.
-    run(any_server, examples=2 if any_server.fake else 10, steps=40, shrink=False)
+    run(any_server, examples=10, steps=40, shrink=False)
