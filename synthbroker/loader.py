@@ -6,6 +6,7 @@ from dataclasses import replace
 from inspect import signature
 from multiprocessing import RawArray, RawValue
 from secrets import token_hex
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -105,8 +106,14 @@ class RingLoader(DataLoader[Any]):
     def _until_left(self, pairs: Iterator[Any]) -> Iterator[Any]:
         try:
             yield from pairs
-        finally:  # before torch ends the workers: it gives one that waits for a sample five seconds
-            self._with_info.turn.value += 1
+        except Exception as error:
+            # They hold torch's iterator, which shall end its workers now: found by the garbage collector together with
+            # the queues that it tells them through, it would wait five seconds for each of them.
+            clear_frames(error.__traceback__)
+            raise
+        finally:
+            self._with_info.turn.value += 1  # torch gives a worker that waits for a sample five seconds, too
+            del pairs
 
     def _sit_down(self, place: Place | None, *, anew: bool) -> None:
         """Tell the workers their training process's place among several ranks, if there are such."""

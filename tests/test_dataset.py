@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import multiprocessing
 import pickle
 import time
 
@@ -124,6 +125,21 @@ def test_a_users_exception_in_a_worker_comes_with_its_own_traceback(server, ring
         list(loader)
     assert "five" in str(caught.value)
     assert "in transform, of sample 6 of " in str(caught.value), "it can be made again"
+
+
+def test_workers_end_at_once_where_one_of_them_failed(server, ring_name, dataset):
+    fill(server, ring_name, range(8), producers=0)
+
+    def fail_in(worker_id):
+        if worker_id == 0:
+            raise ZeroDivisionError
+
+    loader = dataset().loader(num_workers=2, multiprocessing_context="fork", worker_init_fn=fail_in)
+    began = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        list(loader)
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() - began < 4, "torch waits five seconds for one that it cannot tell"
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
