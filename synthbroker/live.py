@@ -24,7 +24,7 @@ class LiveSource:
 
     def start(self) -> None:
         """Wait until enough is in the ring, and note where it ends now."""
-        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}")
+        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}: no sample")
         while (meta := wait_for_ring(self._ring, self._options, self._stop)) is not None:
             self.meta = meta
             if meta.live >= self._options.min_fill or meta.ended:

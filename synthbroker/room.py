@@ -1,18 +1,13 @@
-"""What a producer knows of the room in its ring: what it was granted ahead, and how long it has waited."""
+"""What a producer knows of the room in its ring: what it was granted ahead, and why there is none."""
 
 import itertools
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from synthbroker import units
-from synthbroker.errors import RingFullError
 from synthbroker.replies import Answer
 
-log = logging.getLogger("synthbroker")
-
-WARN_EVERY_S = 60.0
 _NOBODY_HOLDS = "no group reads it yet, or other producers have reserved what is left"
 
 
@@ -35,26 +30,7 @@ class Lease:
 NO_LEASE = Lease()
 
 
-class Patience:
-    """How long one sample has waited for room, and when to say so."""
-
-    def __init__(self, ring: str, wait_s: float) -> None:
-        self._ring, self._wait_s = ring, wait_s
-        self._since: float | None = None
-        self._next_warning_s = WARN_EVERY_S
-
-    def check(self, answer: Answer) -> None:
-        """Count from the first call; warn each minute; raise RingFullError after `wait_s`."""
-        now = time.monotonic()
-        self._since = self._since or now
-        waited_s = now - self._since
-        why = f"group {answer.holder!r} holds it up" if answer.holder else _NOBODY_HOLDS
-        text = (
-            f"no room in ring {self._ring!r} ({answer.live} samples, {units.format_size(answer.capacity_bytes)}): "
-            f"{why}{answer.detail}"
-        )
-        if waited_s >= self._wait_s:
-            raise RingFullError(f"{text}; waited {units.format_duration(waited_s)}")
-        if waited_s >= self._next_warning_s:
-            self._next_warning_s += WARN_EVERY_S
-            log.warning("%s; waiting since %s", text, units.format_duration(waited_s))
+def why_none(answer: Answer) -> str:
+    """Say what a full ring holds, and who holds it up."""
+    why = f"group {answer.holder!r} holds it up" if answer.holder else _NOBODY_HOLDS
+    return f"{answer.live} samples, {units.format_size(answer.capacity_bytes)}: {why}{answer.detail}"

@@ -113,7 +113,7 @@ class RoundSource(GroupSource):
                 log.debug("group %s: could not leave the table: %s", self._group, error)
 
     def _take_share(self, count: int) -> Found:
-        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
+        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}: no sample")
         held_since, short = None, False
         while not self._stop.is_set():
             taken = self._try_order(self._round_order(short=short), 0)
@@ -132,7 +132,7 @@ class RoundSource(GroupSource):
         return Found((), ended=True)
 
     def _take_spares(self, count: int, holding: Sequence[int]) -> Found:
-        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
+        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}: no sample")
         held_since = None
         while not self._stop.is_set():
             taken = self._try_order(self._spare_order(), count)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from threading import Condition, Event, Lock, Thread
 from typing import Any
 
@@ -25,8 +26,9 @@ from synthbroker.packing import Outgoing
 from synthbroker.quality import Quality
 from synthbroker.replies import Answer, Incarnation, Meta
 from synthbroker.ring import Ring
-from synthbroker.room import NO_LEASE, Lease, Patience
+from synthbroker.room import NO_LEASE, Lease, why_none
 from synthbroker.sharing import Shared
+from synthbroker.waiting import Waiting
 from synthbroker.wire import Encoded
 
 log = logging.getLogger("synthbroker")
@@ -226,7 +228,7 @@ class Sender:
             self._begun_bytes += outgoing.nbytes
 
     def _deliver(self, batch: list[Encoded]) -> None:
-        waiting = Patience(self.ring.name, self._wait_s)
+        waiting: Waiting | None = None
         rejoins = 0
         while batch and not self._stop.is_set():
             began = time.monotonic()
@@ -240,7 +242,7 @@ class Sender:
                 continue
             self.pace.sending_s += time.monotonic() - began
             if self._book(batch, answer):
-                waiting = Patience(self.ring.name, self._wait_s)
+                waiting = None
             if answer.word != "GAP":
                 rejoins = 0
             else:
@@ -252,6 +254,7 @@ class Sender:
                     )
             if answer.word in ("FULL", "TOOBIG"):
                 self._refuse_too_big(answer, batch[0])
+                waiting = waiting or Waiting(self._wait_s, f"no room in ring {self.ring.name!r}")
                 self._wait(waiting, answer)
 
     def _attempt(self, batch: list[Encoded]) -> Answer:
@@ -335,10 +338,10 @@ class Sender:
         """Add to the totals, which only this thread changes."""
         self.stats = replace(self.stats, **{name: getattr(self.stats, name) + n for name, n in more.items()})
 
-    def _wait(self, waiting: Patience, answer: Answer) -> None:
+    def _wait(self, waiting: Waiting, answer: Answer) -> None:
         began = time.monotonic()
         self.pace.blocked()
-        waiting.check(answer)
+        waiting.check(partial(why_none, answer), RingFullError)
         self.ring.connection.keep_trying(lambda: self.ring.wait_for_room(answer.room_id), self._reconnect_s, self._stop)
         self._count(blocked_s=time.monotonic() - began)
 

@@ -101,7 +101,7 @@ class GroupSource:
             StarvedError: There was none for `wait_s`.
             UnacknowledgedError: There cannot be one before this group acknowledges what it has.
         """
-        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}")
+        waiting = Waiting(self._options.wait_s, f"ring {self._ring.name!r}, group {self._group!r}: no sample")
         held_since: float | None = None
         while not self._stop.is_set():
             taken = self._try_take(max(min(count, most), 1), most)

@@ -250,7 +250,7 @@ def test_without_server_memory_block_waits_and_goes_on(own_server: OwnServer, ri
 
 
 def test_without_server_memory_a_producer_says_so(own_server: OwnServer, ring_name, monkeypatch, caplog):
-    monkeypatch.setattr("synthbroker.room.WARN_EVERY_S", 0.0)
+    monkeypatch.setattr("synthbroker.waiting.WARN_EVERY_S", 0.0)
     server = own_server(maxmemory="60mb")
     out = sb.Producer(server.url, ring=ring_name, capacity="20MB", codec="raw", wait_s=0.5)
     out.put(number(0, 250_000))
