@@ -152,26 +152,7 @@ def _of_parts(parts: _Parts) -> Iterator[Equation]:
 
 
 def _of_group(name: str, group: GroupStatus, status: RingStatus, counted: Books) -> Iterator[Equation]:
-    pending = counted.pending[name]
-    yield equation(
-        f"{name}: committed since it began = delivered + unread + lost",
-        status.committed - group.since,
-        group.delivered,
-        group.unread,
-        group.lost,
-    )
-    yield equation(
-        f"{name}: delivered = acknowledged + pending + evicted pending",
-        group.delivered,
-        group.acknowledged,
-        pending,
-        group.evicted_pending,
-    )
-    yield equation(
-        f"{name}: pending = pending of its consumers",
-        pending,
-        sum(consumer.pending for consumer in group.consumers.values()),
-    )
+    yield from monitor.group_equations(name, group, status.committed, counted.pending[name])
     yield equation(f"{name}: pending and not in the ring = none", len(counted.pending_gone[name]), 0)
     yield equation(f"{name}: uses kept of samples not in the ring = none", counted.uses_gone[name], 0)
     if status.when_full == "block":

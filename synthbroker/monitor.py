@@ -70,7 +70,7 @@ def read_status(ring: Ring, snapshot: Reply) -> RingStatus:
     }
     equations = (
         *_ring_equations(meta, stream_length, index_length),
-        *(one for name, group in groups.items() for one in _group_equations(name, group, meta)),
+        *(one for name, group in groups.items() for one in group_equations(name, group, meta.next - 1, group.pending)),
     )
     status = RingStatus(
         ring=ring.name,
@@ -286,10 +286,11 @@ def _ring_equations(meta: Meta, stream_length: int, index_length: int) -> Iterat
     yield equation("live = lines of the index", stream_length, index_length)
 
 
-def _group_equations(name: str, group: GroupStatus, meta: Meta) -> Iterator[Equation]:
+def group_equations(name: str, group: GroupStatus, committed: int, pending: int) -> Iterator[Equation]:
+    """Say what must be true of a group, of which so many entries are known to be pending."""
     yield equation(
         f"{name}: committed since it began = delivered + unread + lost",
-        meta.next - 1 - group.since,
+        committed - group.since,
         group.delivered,
         group.unread,
         group.lost,
@@ -298,11 +299,11 @@ def _group_equations(name: str, group: GroupStatus, meta: Meta) -> Iterator[Equa
         f"{name}: delivered = acknowledged + pending + evicted pending",
         group.delivered,
         group.acknowledged,
-        group.pending,
+        pending,
         group.evicted_pending,
     )
     yield equation(
         f"{name}: pending = pending of its consumers",
-        group.pending,
+        pending,
         sum(consumer.pending for consumer in group.consumers.values()),
     )
