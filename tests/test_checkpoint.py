@@ -280,7 +280,7 @@ def test_a_ring_that_workers_filled_is_told(server, ring_name, trainer):
 # -- elsewhere
 
 
-def test_a_plain_loader_with_workers_says_what_to_use(server, ring_name, dataset):
+def test_a_plain_loader_with_workers_says_what_to_use(server, ring_name, dataset, torch_is_brief):
     fill(server, ring_name, range(4))
     loader = DataLoader(dataset(ack="checkpoint"), batch_size=None, num_workers=1)
     with pytest.raises(RuntimeError, match=r"dataset\.loader\(num_workers=N\)"):

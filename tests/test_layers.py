@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,7 @@ def _source(module: str) -> str:
     return (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
 
 
+@cache
 def _imports(module: str) -> set[str]:
     """Full names of all that a module imports, inside functions too, but not for the type checker alone."""
     tree = ast.parse(_source(module))

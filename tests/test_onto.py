@@ -224,7 +224,7 @@ def test_a_process_that_reads_onto_a_gpu_may_fork_workers_which_leave_it_alone(s
     check_ledger(server, ring_name, "g")
 
 
-def test_a_plain_loaders_workers_refuse_a_device(server, ring_name, dataset, gpus):
+def test_a_plain_loaders_workers_refuse_a_device(server, ring_name, dataset, gpus, torch_is_brief):
     fill(server, ring_name, range(4))
     loader = DataLoader(dataset(device="cuda:0"), batch_size=None, num_workers=1, multiprocessing_context="fork")
     with pytest.raises(ValueError, match=r"dataset\.loader\(num_workers=N\)"):
