@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -59,6 +60,14 @@ def folder(tmp_path, monkeypatch):
     work_in(tmp_path, monkeypatch, GENERATORS)
 
 
+@pytest.fixture
+def start_s():
+    """Say how long a process takes to start, here and now: time limits of the tests follow it."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import synthbroker"], check=True, timeout=60)
+    return time.monotonic() - began
+
+
 def begun():
     return len(list(Path().glob("begun-*")))
 
@@ -66,9 +75,10 @@ def begun():
 # -- the job's end
 
 
-def test_no_sample_is_begun_that_would_not_be_done_before_the_job_ends(run, status):
-    end_s = time.time() + 14.0
-    outcome = run("gen:steady", workers=2, ends_in_s=14.0, margin_s=3.0)
+def test_no_sample_is_begun_that_would_not_be_done_before_the_job_ends(run, status, start_s):
+    ends_in_s = 3.0 + 2.0 + 8 * start_s
+    end_s = time.time() + ends_in_s
+    outcome = run("gen:steady", workers=2, ends_in_s=ends_in_s, margin_s=3.0)
     assert time.time() < end_s
     assert (outcome.stopped, outcome.unsent, outcome.ended, outcome.signal) == ("time", 0, False, None)
     assert outcome.samples == begun() == status().committed > 2, "what was begun was finished and sent"
@@ -76,18 +86,21 @@ def test_no_sample_is_begun_that_would_not_be_done_before_the_job_ends(run, stat
     assert not status().ended, "the job may be started again and go on"
 
 
-def test_a_sample_that_takes_longer_than_ever_is_given_up_before_the_job_ends(run, status, caplog):
-    end_s = time.time() + 12.0
-    outcome = run("gen:stuck", ends_in_s=12.0, margin_s=3.0)
+def test_a_sample_that_takes_longer_than_ever_is_given_up_before_the_job_ends(run, status, caplog, start_s):
+    margin_s = 3.0 + 4 * start_s  # a third of it is for the goodbye
+    ends_in_s = margin_s + 1.0 + 8 * start_s
+    end_s = time.time() + ends_in_s
+    outcome = run("gen:stuck", ends_in_s=ends_in_s, margin_s=margin_s)
     assert time.time() < end_s
     assert (outcome.stopped, outcome.samples, outcome.unsent) == ("time", 1, 1)
     assert "gave the sample in hand up" in caplog.text
     assert states(status()) == ["left"]
 
 
-def test_what_a_full_ring_does_not_take_before_the_job_ends_is_counted(run, status):
-    end_s = time.time() + 16.0  # 7 s to start and fill the ring, 3 s for what waits for room to see that it need not
-    outcome = run("gen:endless", max_samples=5, in_flight="1kB", ends_in_s=16.0, margin_s=9.0)
+def test_what_a_full_ring_does_not_take_before_the_job_ends_is_counted(run, status, start_s):
+    ends_in_s = 9.0 + 1.0 + 8 * start_s  # after 6 of the 9 s what waits for room sees that it need not
+    end_s = time.time() + ends_in_s
+    outcome = run("gen:endless", max_samples=5, in_flight="1kB", ends_in_s=ends_in_s, margin_s=9.0)
     assert time.time() < end_s
     assert (outcome.stopped, outcome.samples) == ("time", 5)
     assert outcome.unsent == begun() - 5 > 0
@@ -108,8 +121,9 @@ def test_where_no_end_is_known_or_asked_for_nothing_ends_early(run, monkeypatch,
     assert (outcome.stopped, outcome.samples, outcome.ended) == (None, 1000, True)
 
 
-def test_slurm_says_when_the_job_ends_and_the_exit_code_says_that_it_was_not_done(command):
-    process = command("gen:steady", "--margin-s", "4", SLURM_JOB_END_TIME=str(int(time.time()) + 9))
+def test_slurm_says_when_the_job_ends_and_the_exit_code_says_that_it_was_not_done(command, start_s):
+    end_s = int(time.time() + 4.0 + 2.0 + 8 * start_s)
+    process = command("gen:steady", "--margin-s", "4", SLURM_JOB_END_TIME=str(end_s))
     code, said = finish(process)
     assert code == 75, stderr()
     assert said.endswith("; stopped because the job ends, start it again to go on (exit code 75)\n")
