@@ -144,9 +144,10 @@ def flowing(server: RealServer, ring: str) -> Iterator[Callable[[], int]]:
     def put() -> int:
         with sb.Producer(server.url, ring=ring, capacity="1MB", max_samples=60, producers=1, groups=("g",)) as out:
             for i in itertools.count():
-                if over.wait(0.002):
-                    return i
+                ends = over.wait(0.002)
                 out.put(number(i))
+                if ends:
+                    return i + 1
         raise AssertionError
 
     made = background(put)

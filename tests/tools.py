@@ -23,6 +23,9 @@ from synthbroker.wire import Encoded
 SOON_S = 30.0  # for what takes milliseconds on a quiet machine
 IN_PARTS = 4000  # numbers in a sample whose payload lies beside the stream; less than 1500 ride in the entry
 _words = count()
+_context: Any = multiprocessing.get_context("forkserver")
+# Imported once by the server, whoever starts it first, and not by each process; it finds no modules of the tests.
+_context.set_forkserver_preload(["pytest", "synthbroker.dataset", "torch._dynamo", "torch.nn.parallel"])
 
 # What torch says about this machine, or Python about forking a process with threads; neither is about us.
 LOADER_MARKS = [
@@ -247,11 +250,8 @@ def read_and_hold(url: str, ring: str, told: Any, **options: Any) -> None:
 @contextmanager
 def processes(target: Callable[..., None], *calls: tuple[Any, ...], **options: Any) -> Iterator[tuple[list[Any], Any]]:
     """Run a function in a process for each call; gives the processes and the queue that they tell things through."""
-    context: Any = multiprocessing.get_context("forkserver")
-    # Imported once, not by each of them, which would take seconds; modules of the tests would not be found there.
-    context.set_forkserver_preload(["pytest", "synthbroker.dataset", "torch._dynamo", "torch.nn.parallel"])
-    told = context.Queue()
-    started = [context.Process(target=_run, args=(target, *call, told), kwargs=options) for call in calls]
+    told = _context.Queue()
+    started = [_context.Process(target=_run, args=(target, *call, told), kwargs=options) for call in calls]
     for process in started:
         process.start()
     try:
