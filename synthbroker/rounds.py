@@ -218,8 +218,7 @@ class RoundSource(GroupSource):
         except RingMissingError:
             word, taken = "NORING", None
         if word == "UNSETTLED":
-            losses.say(self._ring, self._epoch, self._group, self._dealer())  # it knows nothing
-            self._await_others()
+            self._await_others(self._dealer())  # it knows nothing
             return None
         if taken is not None:
             self._memory.note_given(taken.samples)

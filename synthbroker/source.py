@@ -213,10 +213,11 @@ class GroupSource:
             self._newest = min(self._newest, bound - 1)
         self._epoch = epoch
 
-    def _await_others(self) -> None:
-        """Wait a moment for what other members know, or are too late to tell."""
+    def _await_others(self, *also: str) -> None:
+        """Say that we, and others in our care, know no more; wait a moment for what other members know."""
         with contextlib.suppress(RingMissingError):
-            self._keep_trying(lambda: losses.say(self._ring, self._epoch, self._group, str(self._who)))
+            for who in (*also, str(self._who)):
+                self._keep_trying(partial(losses.say, self._ring, self._epoch, self._group, who))
         self._stop.wait(_SETTLING_S)
 
     def _try_take(self, count: int, most: int) -> Taken | None:

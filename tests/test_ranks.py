@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import synthbroker as sb
 from ddp import train
 from servers import RealServer, eventually
-from synthbroker import admin, ranks
+from synthbroker import admin, losses, ranks
 from tools import (
     IN_PARTS,
     SOON_S,
@@ -188,6 +188,30 @@ def test_ranks_stay_in_step_over_a_server_that_comes_back(
         assert sorted(check_aligned(steps)) == list(range(made.result(SOON_S)))
     assert counters(server, ring_name, "g")["doubled"] == 0
     check_ledger(server, ring_name, "g")
+
+
+def test_a_server_that_goes_again_while_ranks_settle_with_it_is_waited_for(
+    own_server: Callable[..., RealServer], ring_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = own_server(appendonly="yes", appendfsync="always")
+    fill(server, ring_name, range(40))
+    datasets = ranks_here(server, ring_name, prefetch=1)
+    streams = [iter(dataset) for dataset in datasets]
+    seen = [int(n) for stream in streams for n in next(stream)["n"]]
+    say, went = losses.say, []
+
+    def say_when_it_is_back(*what: Any) -> None:
+        if ".deal/" in what[3] and not went:
+            went.append(what)
+            raise sb.ServerGoneError("it went again")
+        say(*what)
+
+    monkeypatch.setattr(losses, "say", say_when_it_is_back)
+    server.restart()
+    for _ in range(9):
+        seen += [int(n) for stream in streams for n in next(stream)["n"]]
+    assert sorted(seen) == list(range(40))
+    assert went
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
