@@ -23,7 +23,7 @@ SOON_S = 40.0  # by then whatever goes on by itself has gone on, on a machine th
 GROUP = "train"
 
 _processes: Any = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["pytest", "synthbroker.producer", "synthbroker.consumer", "faults.programs"])
+_processes.set_forkserver_preload(["pytest", "synthbroker.producer", "synthbroker.consumer"])
 
 
 @dataclass
