@@ -48,13 +48,18 @@ class Patience:
         now = time.monotonic()
         self._since = self._since or now
         waited_s = now - self._since
-        why = f"group {answer.holder!r} holds it up" if answer.holder else _NOBODY_HOLDS
-        text = (
-            f"no room in ring {self._ring!r} ({answer.live} samples, {units.format_size(answer.capacity_bytes)}): "
-            f"{why}{answer.detail}"
-        )
+        size = units.format_size(answer.capacity_bytes)
+        text = f"no room in ring {self._ring!r} ({answer.live} samples, {size}): {_why(answer)}"
         if waited_s >= self._wait_s:
             raise RingFullError(f"{text}; waited {units.format_duration(waited_s)}")
         if waited_s >= self._next_warning_s:
             self._next_warning_s += WARN_EVERY_S
             log.warning("%s; waiting since %s", text, units.format_duration(waited_s))
+
+
+def _why(answer: Answer) -> str:
+    """Say who or what holds a producer up; where the server lacks memory, an empty ring is held up by nobody."""
+    if not answer.detail:
+        return f"group {answer.holder!r} holds it up" if answer.holder else _NOBODY_HOLDS
+    used = f", or have group {answer.holder!r} use samples up" if answer.holder and answer.live else ""
+    return f"{answer.detail}; raise its maxmemory, or remove what else it holds{used}"
