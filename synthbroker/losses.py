@@ -18,6 +18,11 @@ a lie if all went on as before:
   sequence number, and passes over it.
 
 A server that comes back empty knows none of it: rings and groups are made anew, under an epoch of their own.
+
+What this does not cover: a second loss that takes back what was settled after the first one (two power cuts within the
+second that a log lags behind, a replica's replica). Then epochs are counted a second time from where the server is, and
+who knows the former ones takes them for these, or for those of another ring: samples may come again, or stay pending
+until their reader is started anew.
 """
 
 from collections import deque
