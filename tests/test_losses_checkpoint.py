@@ -78,6 +78,30 @@ def test_a_checkpoint_that_is_acknowledged_before_the_server_knows_again_what_it
     check_ledger(server, ring_name, "g")
 
 
+def test_what_was_acknowledged_in_a_ring_that_is_lost_counts_for_nothing_in_the_one_made_anew(
+    own_server: OwnServer, ring_name: str
+) -> None:
+    server = own_server(**KEEPS_ALL)
+    out = filled(server, ring_name)
+    reader = consumer(server, ring_name)
+    stream = iter(reader)
+    assert [*values(next(stream)), *values(next(stream)), *values(next(stream))] == [0, 1, 2, 3, 4, 5]
+    reader.acknowledge(reader.state_dict())
+    server.client().flushall()
+    for i in range(10, 18):
+        out.put(number(i))
+    out.flush()
+    seen = values(next(stream))
+    reader.acknowledge(reader.state_dict())
+    come_back_as_of(server, mark(server))
+    reader.acknowledge(reader.state_dict())  # tells the server what it may have forgotten
+    out.close()
+    assert seen + drain(stream) == list(range(10, 18))
+    reader.acknowledge(reader.state_dict())
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
 def test_an_acknowledged_checkpoint_that_the_server_forgot_is_acknowledged_again(
     own_server: OwnServer, ring_name: str
 ) -> None:
