@@ -63,6 +63,9 @@ class LiveSource:
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Nothing was taken, nothing is acknowledged."""
 
+    def missed(self, sample: Given) -> None:
+        """Nothing was taken, nothing is remembered."""
+
     def holds(self, numbers: Collection[int]) -> bool:  # noqa: ARG002
         """Nothing was taken, nothing is held."""
         return False

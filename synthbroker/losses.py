@@ -18,6 +18,11 @@ a lie if all went on as before:
   sequence number, and passes over it.
 
 A server that comes back empty knows none of it: rings and groups are made anew, under an epoch of their own.
+
+What this does not cover: a second loss that takes back what was settled after the first one (two power cuts within the
+second that a log lags behind, a replica's replica). Then epochs are counted a second time from where the server is, and
+who knows the former ones takes them for these, or for those of another ring: samples may come again, or stay pending
+until their reader is started anew.
 """
 
 from collections import deque
@@ -100,6 +105,7 @@ class Memory:
     def __init__(self) -> None:
         self._given: deque[tuple[int, bytes]] = deque(maxlen=MOST_REMEMBERED)
         self._done: deque[int] = deque(maxlen=MOST_REMEMBERED)
+        self._missed: deque[bytes] = deque(maxlen=MOST_REMEMBERED)
         self._lost: set[bytes] = set()
         self._told = 0
         self._lock = Lock()  # the training loop acknowledges while the reader settles
@@ -109,6 +115,14 @@ class Memory:
         """Note what came; what is given again by `reuse` is nothing to settle."""
         with self._lock:
             self._given.extend([(one.number, _origin(one)) for one in samples if one.uses < 2])
+
+    def note_missed(self, sample: Given) -> None:
+        """Note that a sample was given and its payload was gone: if its producer sends it again, it is a new one."""
+        with self._lock:
+            if _origin(sample) in self._lost:
+                self._lost.discard(_origin(sample))
+            else:
+                self._missed.append(_origin(sample))
 
     def note_done(self, numbers: Iterable[int]) -> Callable[[], bool]:
         """Note what is acknowledged now; what is returned says whether the server was told of it by `settle` since."""
@@ -153,7 +167,8 @@ class Memory:
     def forget_from(self, bound: int) -> None:
         """Forget what the server has lost: all from this number on."""
         with self._lock:
-            self._lost = {origin for number, origin in self._given if number >= bound}
+            self._lost = {origin for number, origin in self._given if number >= bound}.difference(self._missed)
+            self._missed.clear()
             self._given = deque([one for one in self._given if one[0] < bound], MOST_REMEMBERED)
             self._done = deque([number for number in self._done if number < bound], MOST_REMEMBERED)
 

@@ -52,7 +52,8 @@ class ReadOptions:
         epoch_size: Samples in one iteration, of all ranks together; without it an iteration goes on until the ring
             ends.
         reconnect_s: How long to try to reach a server that went away, in seconds.
-        claim_after_s: A reader silent for so long is dead, and its samples are given to others.
+        claim_after_s: A reader silent for so long is dead, and its samples are given to others; what is less than two
+            heartbeats, 10 s, counts as that.
         name: Who this is: a newer reader of the same name, in the same group, shuts this one out and takes its
             samples over at once, as a restarted run should. Without a name nobody is shut out.
         on_gone: What `load_state_dict` does where samples that it counts on are gone: "raise" StateGoneError, or

@@ -294,7 +294,8 @@ class Producer:
         memory = books.server_memory(self._connection)
         limit = memory.limit_bytes if memory else 0
         wanted = self._settings.capacity_bytes
-        if limit and wanted and wanted > LARGEST_SHARE * limit:
+        # Later, of a ring that was made: less memory is waited for as any lack of it is.
+        if self._known is None and limit and wanted and wanted > LARGEST_SHARE * limit:
             raise RingTooLargeError(
                 f"ring {self._ring.name!r} asks for {units.format_size(wanted)}, but {self._connection.where} has "
                 f"{units.format_size(limit)}, of which a ring may take {LARGEST_SHARE:.0%}"

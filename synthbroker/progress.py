@@ -206,6 +206,8 @@ class Progress:
             bound = meta.bound(former)
             if bound:
                 self._carry_over(former, meta.epoch, bound)
+            elif former == self._memory_epoch:
+                self._memory.forget_from(0)  # in a ring that was made anew those numbers mean other samples
         self._memory_epoch = meta.epoch
         return meta
 

@@ -318,6 +318,7 @@ class Reader:
         for given, why in bad:
             if isinstance(why, MissingPartError) and self._keep_trying(partial(self._is_gone, given)):
                 self.counts.overrun += 1
+                self.source.missed(given)
             else:
                 self._quarantine(given, why)
 

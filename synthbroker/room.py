@@ -31,6 +31,13 @@ NO_LEASE = Lease()
 
 
 def why_none(answer: Answer) -> str:
-    """Say what a full ring holds, and who holds it up."""
-    why = f"group {answer.holder!r} holds it up" if answer.holder else _NOBODY_HOLDS
-    return f"{answer.live} samples, {units.format_size(answer.capacity_bytes)}: {why}{answer.detail}"
+    """Say what a ring without room holds, and who or what holds a producer up."""
+    return f"{answer.live} samples, {units.format_size(answer.capacity_bytes)}: {_why(answer)}"
+
+
+def _why(answer: Answer) -> str:
+    """Say who holds a full ring up; where the server lacks memory, nobody holds an empty one up."""
+    if not answer.detail:
+        return f"group {answer.holder!r} holds it up" if answer.holder else _NOBODY_HOLDS
+    used = f", or have group {answer.holder!r} use samples up" if answer.holder and answer.live else ""
+    return f"{answer.detail}; raise its maxmemory, or remove what else it holds{used}"

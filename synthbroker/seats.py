@@ -99,6 +99,9 @@ class Source(Protocol):
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that samples are done with."""
 
+    def missed(self, sample: Given) -> None:
+        """Hear that the ring has evicted, or the server lost, a sample before it could be received."""
+
     def holds(self, numbers: Collection[int]) -> bool:
         """Say whether any of these samples is held by this reader."""
 

@@ -318,7 +318,7 @@ class Sender:
     def _make_server_room(self, sample: Encoded, error: ServerFullError) -> Answer:
         """Let the ring give back memory that the server lacks, if its policy allows; else wait as for a full ring."""
         answer = self.ring.room(self.who, sample.cost_bytes, 1, free_bytes=sample.cost_bytes)
-        return replace(answer, last=self._committed, detail=f"; {error}")
+        return replace(answer, last=self._committed, detail=str(error))
 
     def _book(self, batch: list[Encoded], answer: Answer) -> int:
         done = max(answer.last - self._committed, 0)

@@ -152,6 +152,10 @@ class GroupSource:
                     tell(True)
             self._claimed.difference_update(numbers)
 
+    def missed(self, sample: Given) -> None:
+        """Hear of a sample that is gone and was not received."""
+        self._memory.note_missed(sample)
+
     def holds(self, numbers: Collection[int]) -> bool:
         """Say whether any of these samples was given to this reader and is not acknowledged."""
         try:

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from servers import RealServer
+import redis
+
+from servers import RealServer, eventually
 
 KEEPS_ALL = {"appendonly": "yes", "appendfsync": "always"}  # what it answered is in its log
 Mark = dict[Path, int]
@@ -20,3 +22,11 @@ def come_back_as_of(server: RealServer, then: Mark) -> None:
         with path.open("r+b") as log:
             log.truncate(size)
     server.restart()
+    eventually(lambda: _has_read(server), "it has read its log")
+
+
+def _has_read(server: RealServer) -> bool:
+    try:
+        return bool(server.client().ping())
+    except redis.exceptions.BusyLoadingError:
+        return False

@@ -107,7 +107,11 @@ def connect(url: str) -> socket.socket:
     parts = urlsplit(url)
     if parts.scheme == "unix":
         bare = socket.socket(socket.AF_UNIX)
-        bare.connect(parts.path)
+        try:
+            bare.connect(parts.path)
+        except OSError:
+            bare.close()
+            raise
         return bare
     return socket.create_connection((parts.hostname or "", parts.port or 0))
 

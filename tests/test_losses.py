@@ -8,6 +8,7 @@ import pytest
 
 import synthbroker as sb
 from logs import KEEPS_ALL, come_back_as_of, mark
+from lossy import lossy
 from servers import RealServer, eventually
 from synthbroker import losses
 from synthbroker.replies import Incarnation
@@ -221,6 +222,33 @@ def test_a_sample_that_is_sent_again_because_the_server_forgot_it_is_not_given_a
         ring.commit(who, [(2, encoded(2)), (3, encoded(3))])
         ring.end()
         assert rest.result(SOON_S) == [3]
+    check_ledger(server, ring_name, "g")
+    out.leave()
+
+
+def test_a_sample_that_the_server_forgot_before_it_was_received_is_given_when_it_is_sent_again(
+    own_server: OwnServer, ring_name: str
+) -> None:
+    server = own_server(**KEEPS_ALL)
+    put(out := producer(server, ring_name, producers=0, schema="n:i64[] x:f32[*]"), 0)
+    who = Incarnation("raw", "w")
+    with raw_ring(server, ring_name) as ring, lossy(server) as wire:
+        ring.join_producer(who, 0, {})
+        stream = iter(sb.Consumer(wire.url, ring=ring_name, group="g", prefetch=0, wait_s=SOON_S))
+        assert values(next(stream)) == [0]
+        then = mark(server)
+        wire.lose_answer_to("\r\nGET\r\n", carried_out=False)
+        wire.on_loss = server.kill  # before the payload comes
+        ring.commit(who, [(1, encoded(1, IN_PARTS))])  # the producer has no answer to this one
+        rest = background(lambda: drain(stream))
+        eventually(lambda: wire.lost == 1, "the reader was given the sample")
+        come_back_as_of(server, then)
+        eventually(lambda: meta(server, ring_name)["epoch"].endswith(".2"), "the reader came back")
+        ring.connection.close()
+        ring.read_meta()
+        ring.commit(who, [(1, encoded(1, IN_PARTS)), (2, encoded(2, IN_PARTS))])
+        ring.end()
+        assert rest.result(SOON_S) == [1, 2]
     check_ledger(server, ring_name, "g")
     out.leave()
 

@@ -6,8 +6,9 @@ import pytest
 
 import synthbroker as sb
 from logs import KEEPS_ALL, come_back_as_of, mark
-from servers import RealServer
-from tools import SOON_S, check_ledger, counters, drain, number, pending, values
+from servers import RealServer, eventually
+from synthbroker.replies import Incarnation
+from tools import SOON_S, check_ledger, counters, drain, number, pending, raw_ring, values
 
 OwnServer = Callable[..., RealServer]
 
@@ -47,6 +48,57 @@ def test_a_checkpoint_goes_on_over_a_server_that_comes_back(
     reader.acknowledge(reader.state_dict())
     found = counters(server, ring_name, "g")
     assert (found["acknowledged"], found["doubled"], found["redelivered"]) == (8, 0, 0)
+    check_ledger(server, ring_name, "g")
+
+
+def test_a_checkpoint_that_is_acknowledged_before_the_server_knows_again_what_it_gave_counts(
+    own_server: OwnServer, ring_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("synthbroker.ring.BEAT_S", 0.05)
+    server = own_server(**KEEPS_ALL)
+    out = filled(server, ring_name)
+    reader = consumer(server, ring_name)
+    stream = iter(reader)
+    with raw_ring(server, ring_name) as ring:
+        seen = values(next(stream))
+        ring.join_group(Incarnation("late/0", "w"), "g", "1", {})  # has yet to say what it holds
+        then = mark(server)
+        seen += values(next(stream))
+        come_back_as_of(server, then)
+        unsettled = f"sb:{{{ring_name}}}:unsettled:g"
+        eventually(lambda: server.client().hget(unsettled, "4"), "the reader has said what it holds")
+        reader.acknowledge(reader.state_dict())
+        server.client().hdel(unsettled, "@late/0:w")
+        out.close()
+        assert seen + drain(stream) == list(range(8))
+        reader.acknowledge(reader.state_dict())
+    assert pending(server, ring_name, "g") == []
+    found = counters(server, ring_name, "g")
+    assert (found["acknowledged"], found["doubled"], found["redelivered"]) == (8, 0, 0)
+    check_ledger(server, ring_name, "g")
+
+
+def test_what_was_acknowledged_in_a_ring_that_is_lost_counts_for_nothing_in_the_one_made_anew(
+    own_server: OwnServer, ring_name: str
+) -> None:
+    server = own_server(**KEEPS_ALL)
+    out = filled(server, ring_name)
+    reader = consumer(server, ring_name)
+    stream = iter(reader)
+    assert [*values(next(stream)), *values(next(stream)), *values(next(stream))] == [0, 1, 2, 3, 4, 5]
+    reader.acknowledge(reader.state_dict())
+    server.client().flushall()
+    for i in range(10, 18):
+        out.put(number(i))
+    out.flush()
+    seen = values(next(stream))
+    reader.acknowledge(reader.state_dict())
+    come_back_as_of(server, mark(server))
+    reader.acknowledge(reader.state_dict())  # tells the server what it may have forgotten
+    out.close()
+    assert seen + drain(stream) == list(range(10, 18))
+    reader.acknowledge(reader.state_dict())
+    assert pending(server, ring_name, "g") == []
     check_ledger(server, ring_name, "g")
 
 

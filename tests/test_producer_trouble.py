@@ -257,11 +257,27 @@ def test_without_server_memory_a_producer_says_so(own_server: OwnServer, ring_na
     out.flush()
     fill_up(server)
     out.put(number(1, 250_000))
-    with pytest.raises(sb.RingFullError, match="memory"):
+    with pytest.raises(sb.RingFullError, match=r"memory limit.*; raise its maxmemory, or remove") as caught:
         out.flush()
+    assert "holds it up" not in str(caught.value)  # nobody does: no group reads it
     with caplog.at_level(logging.WARNING), pytest.raises(sb.RingFullError):
         out.close()
     assert "memory" in caplog.text
+
+
+def test_a_producer_goes_on_with_a_server_that_has_got_too_small_for_its_ring(own_server: OwnServer, ring_name):
+    server = own_server(maxmemory="60mb")
+    with sb.Producer(server.url, ring=ring_name, capacity="20MB", producers=1, codec="raw") as out:
+        out.put(number(0))
+        out.flush()
+        server.client().config_set("maxmemory", 10_000_000)
+        server.client().flushall()
+        out.put(number(1))
+        assert out.flush(SOON_S)
+        assert out.stats.rejoined == 1
+    assert drain(sb.Consumer(server.url, ring=ring_name, group="g")) == [1]
+    with pytest.raises(sb.RingTooLargeError):
+        sb.Producer(server.url, ring=ring_name, capacity="20MB", reopen=True).put(number(2))
 
 
 def test_without_server_memory_drop_oldest_makes_room_by_itself(own_server: OwnServer, ring_name):

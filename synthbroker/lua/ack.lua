@@ -13,23 +13,13 @@ if not ring then return {'NORING'} end
 local group = load_group(ring, ARGV[2])
 if not group then return {'NOGROUP'} end
 
-local ids, late, unsettled = {}, 0, {}
+local ids, late = {}, 0
 for i = 4, #ARGV do
   local number = tonumber(ARGV[i])
   if number < ring.bound then
     ids[#ids + 1] = ARGV[i] .. '-0'
-    if number < ring.first then
-      if not ring.block then late = late + 1 end  -- evicting acknowledged them
-    elseif number > group.delivered then
-      unsettled[#unsettled + 1] = ARGV[i]
-    end
+    if number < ring.first and not ring.block then late = late + 1 end  -- evicting acknowledged them
   end
 end
--- The server has forgotten that it gave them; whoever holds them tells (settle.lua).
-local forgotten = #unsettled > 0 and redis.call('hexists', group_key(group.name), 'unsettled') == 1
-local passed_over = late + (forgotten and #unsettled or 0)
-local acknowledged, doubled = acknowledge(ring, group, ids, passed_over, ARGV[3] == '1')
-if forgotten then
-  for _, number in ipairs(unsettled) do redis.call('hset', unsettled_key(group.name), number, '') end
-end
+local acknowledged, doubled = acknowledge(ring, group, ids, late, ARGV[3] == '1')
 return {'OK', acknowledged, doubled, late}

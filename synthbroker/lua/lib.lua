@@ -327,6 +327,19 @@ end
 
 local FEWEST_SHARE = 16  -- the part of a full ring that is given back at a time
 
+-- Notes what a server has forgotten to have given, for whoever holds it will say so (settle.lua). Returns how many.
+local function note_forgotten(group, ids)
+  if redis.call('hexists', group_key(group.name), 'unsettled') == 0 then return 0 end
+  local forgotten = 0
+  for _, id in ipairs(ids) do
+    if number_of(id) > group.delivered then
+      redis.call('hset', unsettled_key(group.name), int(number_of(id)), '')
+      forgotten = forgotten + 1
+    end
+  end
+  return forgotten
+end
+
 -- A group is done with samples. Returns how many were pending and how many had been acknowledged before: a sample was
 -- trained on twice, unless it is only said `again`. In a `block` ring this may make room; waiting producers are told.
 local function acknowledge(ring, group, ids, late, again)
@@ -335,8 +348,10 @@ local function acknowledge(ring, group, ids, late, again)
     local stop = math.min(start + KEYS_AT_ONCE - 1, #ids)
     acknowledged = acknowledged + redis.call('xack', samples_key, group.name, unpack(ids, start, stop))
   end
-  local doubled = again and 0 or #ids - acknowledged - late
   allow_bookkeeping()
+  local doubled = #ids - acknowledged - late
+  if doubled > 0 then doubled = doubled - note_forgotten(group, ids) end
+  if again then doubled = 0 end
   redis.call('hincrby', group_key(group.name), 'acknowledged', acknowledged)
   if doubled > 0 then redis.call('hincrby', group_key(group.name), 'doubled', doubled) end
   if ring.block and load_waiting() then
