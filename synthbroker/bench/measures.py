@@ -1,19 +1,15 @@
 """The table of measures."""
 
 from synthbroker.bench import durability, flows, latency, link, memory, throughput
-from synthbroker.bench.samples import KIB
 from synthbroker.bench.table import Block
 
 NUMBERS = range(1, 16)
 
 
-_QUICK_BESIDE = (4 * KIB,)
-
-
 def blocks(*, quick: bool) -> tuple[Block, ...]:
     """Give all blocks, in the order of the table."""
     return (
-        *(throughput.block(size, beside=not quick or size in _QUICK_BESIDE) for size in throughput.SIZES),
+        *(throughput.block(size, beside=not quick or size in throughput.QUICK_SIZES) for size in throughput.SIZES),
         link.LINK,
         flows.REUSE,
         flows.OVERLAP,

@@ -24,6 +24,7 @@ SIZES: dict[int, tuple[tuple[int, str, float | None], ...]] = {
     40 * KIB: ((4, "plain redis-py", 3),),
     4 * KIB: ((4, "plain redis-py", 8),),
 }
+QUICK_SIZES = (4 * KIB,)  # for these a quick bench has all contenders beside each other
 
 
 def most_samples(size_bytes: int) -> int:
