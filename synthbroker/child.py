@@ -19,13 +19,14 @@ class Child:
     Attributes:
         ended: Set when it has ended, for whatever reason.
         program: What is run.
+        log_path: Where its output goes, behind what is there already.
     """
 
     def __init__(self, program: Path, config_path: Path, log_path: Path) -> None:
         self.ended = threading.Event()
         self.program = program
         self._command = [sys.executable, "-P", "-S", tether.__file__, str(os.getpid()), str(program), str(config_path)]
-        self._log_path = log_path
+        self.log_path, self._log_from = log_path, 0
         self._launched = threading.Event()
         self._process: subprocess.Popen[bytes]
         self._error: OSError | None = None
@@ -51,16 +52,24 @@ class Child:
             self._process.kill()
             self.ended.wait()
 
+    def said(self) -> str:
+        """Return what it has written since it was started."""
+        with suppress(OSError), self.log_path.open("rb") as log:
+            log.seek(self._log_from)
+            return log.read().decode(errors="replace")
+        return ""
+
     def log_tail(self) -> str:
-        """Return the last of what it wrote."""
-        with suppress(OSError), self._log_path.open("rb") as log:
+        """Return the last of what is in its log."""
+        with suppress(OSError), self.log_path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
             return log.read().decode(errors="replace").strip() or "(nothing)"
         return "(its log is gone)"
 
     def _keep(self) -> None:
         try:
-            with self._log_path.open("ab") as log:
+            with self.log_path.open("ab") as log:
+                self._log_from = log.tell()
                 # A session of its own: Ctrl-C in the terminal is for the command line, which then stops the server.
                 self._process = subprocess.Popen(
                     self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -30,6 +30,7 @@ from synthbroker.errors import (
 from synthbroker.line import SOCKET_TIMEOUT_S, Line
 
 log = logging.getLogger("synthbroker")
+_chance = random.SystemRandom()  # the state of the others is the user's
 
 T = TypeVar("T")
 
@@ -185,7 +186,7 @@ class Connection:
                 if str(error) != told:  # the cause changes: gone, then loading
                     told = str(error)
                     log.warning("%s; trying again for up to %.0f s", error, max(left_s, 0.0))
-                if left_s <= 0 or stop.wait(min(wait_s * random.uniform(0.5, 1.0), left_s)):
+                if left_s <= 0 or stop.wait(min(wait_s * _chance.uniform(0.5, 1.0), left_s)):
                     raise ServerGoneError(f"{error} (tried for {now - gone_since:.0f} s)") from error
                 wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
                 self._renew()

@@ -1,6 +1,5 @@
 """The commands with which ranks are dealt whole rounds (`lua/seat.lua`, `lua/deal.lua`)."""
 
-import random
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,7 +143,7 @@ def deal(
     Returns:
         The script's first word, and what was taken with OK, EMPTY and END.
     """
-    told = (group, reader, count, min_fill, claim_after_s, random.getrandbits(31), 0, *producers, order)
+    told = (group, reader, count, min_fill, claim_after_s, secrets.randbits(31), 0, *producers, order)
     return taking.answer(taking.begin(ring, "deal", told))
 
 

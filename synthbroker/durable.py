@@ -41,6 +41,8 @@ DISK_SHARE = 3  # times the memory of a full ring
 REWRITE_GROWTH_PERCENT = 100
 REWRITE_FROM_BYTES = 256 * 2**20
 LEAVES_S = 180.0  # a lock of a node that is off is let go by the file system's server, NFS after 90 s
+TORN = "aof-load-truncated is enabled"  # what Redis says when it has cut a log, of whatever version
+REWRITTEN = "Background AOF rewrite finished successfully"
 _LOOK_EVERY_S = 0.5
 _SLOWEST_DISK_BYTES_PER_S = 50_000_000
 

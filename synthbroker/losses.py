@@ -5,12 +5,14 @@ script is one step, so it knows a first part of all that was done. What it forgo
 a lie if all went on as before:
 
 - Commits. Their numbers would be given a second time, and an acknowledgement of the lost sample would settle the new
-  one. So the ring's epoch counts on (`ab12`, `ab12.2`, …) before anything is committed: whoever connects says to which
-  server process (`run_id` of INFO) it has come, first of all, and the first to come to another one than the ring knows
-  counts on (`arrive.lua`). That costs little, so nobody has to prove a loss; where the server does not name its
-  process, a producer whose samples the server does not know is the proof. `meta` says up to which number the
-  samples of a former epoch are the same as now: acknowledgements of those go on to count, all others count for nothing.
-  A producer is told how far the server has its samples, counts those that are missing, and sends what it still has.
+  one. So the ring's epoch counts on before anything is committed: whoever connects says to which server process
+  (`run_id` of INFO) it has come, first of all, and the first to come to another one than the ring knows counts on
+  (`arrive.lua`). That costs little, so nobody has to prove a loss; where the server does not name its process, a
+  producer whose samples the server does not know is the proof. An epoch's name is its history: `ab12.57-4f3a9c` began
+  as `ab12` and arrived at another process when 57 was the next number. Up to where the histories of two epochs part,
+  numbers mean the same samples in both, also where a server forgot one of them altogether, with what was settled in
+  it: acknowledgements of those go on to count, all others count for nothing. A producer is told how far the server has
+  its samples, counts those that are missing, and sends what it still has.
 - Deliveries. The samples would be given a second time. So the group is given nothing until each of its registered
   members has said what it holds (`settle.lua`), for 15 s at most: nobody waits longer than 5 s between two tries.
 - Acknowledgements. They are said again, as far back as `MOST_REMEMBERED` samples. A sample that came, whose commit the
@@ -18,13 +20,9 @@ a lie if all went on as before:
   sequence number, and passes over it.
 
 A server that comes back empty knows none of it: rings and groups are made anew, under an epoch of their own.
-
-What this does not cover: a second loss that takes back what was settled after the first one (two power cuts within the
-second that a log lags behind, a replica's replica). Then epochs are counted a second time from where the server is, and
-who knows the former ones takes them for these, or for those of another ring: samples may come again, or stay pending
-until their reader is started anew.
 """
 
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -58,7 +56,7 @@ def arrive(ring: Ring, *, proven: bool = False) -> None:
 
 
 def _greet(ring: Ring, line: Line, *, proven: bool = False) -> None:
-    line.script("arrive", ring.prefix + "meta", ring.epoch, run_id(line), int(proven))
+    line.script("arrive", ring.prefix + "meta", ring.epoch, run_id(line), int(proven), secrets.token_hex(3))
 
 
 def floor(ring: Ring) -> int:

@@ -2,6 +2,10 @@
 
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from typing import BinaryIO
 
 from synthbroker import tls
 from synthbroker.endpoint import Endpoint
@@ -18,19 +22,34 @@ def answers(endpoint: Endpoint, *, patience_s: float, at: str | None = None) -> 
     Raises:
         ssl.SSLCertVerificationError: Something is there whose certificate clients would refuse.
     """
-    commands = [("CONFIG", "GET", "syslog-ident")]
-    expected = f"*2\r\n$12\r\nsyslog-ident\r\n${len(endpoint.identity)}\r\n{endpoint.identity}\r\n"  # ASCII, if ours
-    if endpoint.password:
-        commands.insert(0, ("AUTH", endpoint.user, endpoint.password))
-        expected = "+OK\r\n" + expected
+    identity = endpoint.identity  # ASCII, if it is ours
+    expected = f"*2\r\n$12\r\nsyslog-ident\r\n${len(identity)}\r\n{identity}\r\n".encode().splitlines(keepends=True)
     try:
-        with _connect(endpoint, patience_s, at) as connection, connection.makefile("rb") as replies:
-            connection.sendall(b"".join(_pack(command) for command in commands))
-            return all(replies.readline(4096) == line for line in expected.encode().splitlines(keepends=True))
+        with _asked(endpoint, ("CONFIG", "GET", "syslog-ident"), patience_s, at) as replies:
+            return all(replies.readline(4096) == line for line in expected)
     except ssl.SSLCertVerificationError:
         raise
     except (OSError, UnicodeError):  # a host name that cannot be one is a UnicodeError
         return False
+
+
+def rewrite_log(endpoint: Endpoint, *, patience_s: float, at: str | None = None) -> bool:
+    """Have a server begin to write its log anew; False if it does not."""
+    with suppress(OSError), _asked(endpoint, ("BGREWRITEAOF",), patience_s, at) as replies:
+        return replies.readline(4096).startswith(b"+")
+    return False
+
+
+@contextmanager
+def _asked(endpoint: Endpoint, command: tuple[str, ...], patience_s: float, at: str | None) -> Iterator[BinaryIO]:
+    """Give a command; what is read from the result is the answer, or it is empty where the password is refused."""
+    with _connect(endpoint, patience_s, at) as connection, connection.makefile("rb") as replies:
+        if endpoint.password:
+            connection.sendall(_pack(("AUTH", endpoint.user, endpoint.password)) + _pack(command))
+            yield replies if replies.readline(4096) == b"+OK\r\n" else BytesIO()
+        else:
+            connection.sendall(_pack(command))
+            yield replies
 
 
 def _connect(endpoint: Endpoint, patience_s: float, at: str | None) -> socket.socket:

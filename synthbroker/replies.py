@@ -1,12 +1,14 @@
 """What is asked of a ring and what its scripts answer, as values."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 Reply = list[Any]
 Fields = dict[bytes, bytes]
+_MOST_ARRIVALS = 20  # in an epoch's name, as in lib.lua
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,10 @@ class Meta:
         """How many samples are in the ring."""
         return self.next - self.first
 
-    def bound(self, former: str) -> int:
-        """Give the first number that does not mean the same sample any more as in a former epoch; 0: none does."""
-        if former == self.epoch:
-            return self.next
-        lines = [line.rpartition(":") for line in self.raw.get("epochs", "").split()]
-        known = [epoch for epoch, _, _ in lines]
-        since = known.index(former) if former in known else len(lines)
-        return min((int(first) for _, _, first in lines[since:]), default=0)
+    def bound(self, other: str) -> int:
+        """Give the first number that does not mean the same sample as in another epoch; 0: none does."""
+        bound = _bound(other, self.epoch)
+        return self.next if bound == math.inf else int(bound)
 
     @property
     def settings(self) -> Settings:
@@ -198,6 +196,20 @@ def read_meta(reply: Reply) -> Meta:
         leased_bytes=int(raw["leased_bytes"]),
         raw=raw,
     )
+
+
+def _bound(other: str, current: str) -> float:
+    """As `bound_of` in lib.lua: 0 for an epoch of another ring, infinity for the same one."""
+    (base, *theirs), (same, *ours) = other.split("."), current.split(".")
+    common = [arrival for arrival in theirs if arrival in ours]
+    if base != same or (not common and max(len(theirs), len(ours)) == _MOST_ARRIVALS):
+        return 0
+    since = (*_after(theirs, common), *_after(ours, common))
+    return min((int(arrival.partition("-")[0]) for arrival in since), default=math.inf)
+
+
+def _after(arrivals: list[str], common: list[str]) -> list[str]:
+    return arrivals[arrivals.index(common[-1]) + 1 :] if common else arrivals
 
 
 def fields_of(flat: Reply) -> Fields:

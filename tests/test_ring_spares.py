@@ -74,6 +74,6 @@ def test_what_was_taken_ahead_for_a_loop_that_was_left_is_in_no_checkpoint(rig: 
 def test_a_spare_that_a_server_lost_is_in_no_checkpoint(rig: Rig) -> None:
     """Its number may be another sample's by now."""
     table = dealt(rig)
-    rig.keys.hset(rig.key("meta"), mapping={"epoch": "new", "epochs": f"{rig.ring.epoch}:8"})
+    rig.keys.hset(rig.key("meta"), mapping={"epoch": f"{rig.ring.epoch}.8-a1"})
     rig.ring.read_meta()
     assert staged(table, 2, (1, 4), (6, 7), last=1) == [(1, 7)]

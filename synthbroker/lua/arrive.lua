@@ -2,14 +2,13 @@
 -- done: the ring counts its epoch on, before a number is given twice, and waits for what its readers know (settle.lua).
 --
 -- ARGV  1 the epoch the caller believes in, '' where it knows none  2 the server's run id, '' where it does not say
---       3 1: the caller knows of samples that this server does not
+--       3 1: the caller knows of samples that this server does not  4 a random word, for the epoch that may begin
 -- Reply OK epoch | NORING
 
-local MOST_FORMER = 20
 local PATIENCE_S = 15  -- readers that live come back within this: they try again every 5 s at least
 local DEAD_S = 30      -- whose last word was so much older than anybody's was dead before the server was
 
-local found = redis.call('hmget', meta_key, 'epoch', 'run_id', 'epochs', 'next')
+local found = redis.call('hmget', meta_key, 'epoch', 'run_id', 'next')
 local epoch, run_id = found[1], found[2] or ''
 if not epoch then return {'NORING'} end
 local proven = ARGV[3] == '1' and ARGV[1] == epoch
@@ -22,14 +21,13 @@ if not proven and not other then
   return {'OK', epoch}
 end
 
-local base, count = string.match(epoch, '^([^.]+)%.?(%d*)$')
-local following = base .. '.' .. int((tonumber(count) or 1) + 1)
-local former = {}
-for line in string.gmatch(found[3] or '', '%S+') do former[#former + 1] = line end
-former[#former + 1] = epoch .. ':' .. found[4]
-if #former > MOST_FORMER then table.remove(former, 1) end
+local base, arrivals = arrivals_of(epoch)
+arrivals[#arrivals + 1] = {first = int(found[3]), word = ARGV[4]}
+if #arrivals > MOST_ARRIVALS then table.remove(arrivals, 1) end
+local following = base
+for _, one in ipairs(arrivals) do following = following .. '.' .. int(one.first) .. '-' .. one.word end
 allow_bookkeeping()
-redis.call('hset', meta_key, 'epoch', following, 'epochs', table.concat(former, ' '))
+redis.call('hset', meta_key, 'epoch', following)
 if ARGV[2] ~= '' then redis.call('hset', meta_key, 'run_id', ARGV[2]) end
 ARGV[1] = following
 local newest = 0

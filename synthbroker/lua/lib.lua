@@ -64,14 +64,34 @@ end
 -- Bookkeeping is small and must go on, so that the ring can be emptied: a write that frees nothing opens the way.
 local function allow_bookkeeping() redis.call('unlink', prefix .. 'nothing') end
 
--- The first number that does not mean the same sample any more as in a former epoch of this ring (arrive.lua); nil where
--- that was none.
-local function bound_of(former)
-  local bound = nil
-  for epoch, first in string.gmatch(redis.call('hget', meta_key, 'epochs') or '', '(%S+):(%d+)') do
-    if epoch == former then bound = math.huge end
-    if bound then bound = math.min(bound, tonumber(first)) end
+-- An epoch's name is its history: what it began with, then each arrival at another server process (arrive.lua), with the
+-- first number that was given after it and a word that no other arrival has: ab12.57-4f3a9c.112-77b1d2
+local MOST_ARRIVALS = 20  -- older ones are forgotten
+
+local function arrivals_of(epoch)
+  local arrivals = {}
+  for first, word in string.gmatch(epoch, '%.(%d+)%-(%x+)') do
+    arrivals[#arrivals + 1] = {first = tonumber(first), word = word}
   end
+  return string.match(epoch, '^[^.]*'), arrivals
+end
+
+-- The first number that does not mean the same sample any more as in another epoch of this ring, be it a former one or
+-- one that a server forgot which came back once more; nil where that was none. `replies.py` has the same for clients.
+local function bound_of(other, current)
+  local base, theirs = arrivals_of(other)
+  local same, ours = arrivals_of(current)
+  if base ~= same then return nil end
+  local at, also_at = 0, 0
+  for i, one in ipairs(theirs) do
+    for j, another in ipairs(ours) do
+      if one.word == another.word then at, also_at = i, j end
+    end
+  end
+  if at == 0 and math.max(#theirs, #ours) == MOST_ARRIVALS then return nil end
+  local bound = math.huge
+  for i = at + 1, #theirs do bound = math.min(bound, theirs[i].first) end
+  for j = also_at + 1, #ours do bound = math.min(bound, ours[j].first) end
   return bound
 end
 
@@ -83,7 +103,7 @@ local function load_ring(also_former)
   local bound = math.huge
   if not f[1] then return nil end
   if f[1] ~= ARGV[1] then
-    bound = also_former and bound_of(ARGV[1])
+    bound = also_former and bound_of(ARGV[1], f[1])
     if not bound then return nil end
   end
   return {

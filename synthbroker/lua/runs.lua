@@ -14,7 +14,7 @@ local LONGEST_DONE = 2000
 local function read_spares(text)
   local spares, current = {}, redis.call('hget', meta_key, 'epoch')
   for word, rank, sitting, round, epoch, number in string.gmatch(text, '((%d+):(%d+):(%d+):([^ :]+):(%d+))') do
-    local bound = epoch == current and math.huge or bound_of(epoch) or 0
+    local bound = epoch == current and math.huge or bound_of(epoch, current) or 0
     if tonumber(number) < bound then
       spares[#spares + 1] = {word = word, rank = tonumber(rank), sitting = tonumber(sitting), round = tonumber(round),
         number = tonumber(number)}

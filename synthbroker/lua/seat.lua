@@ -22,7 +22,7 @@ local key = rounds_key(name)
 
 local table_ = redis.call('hmget', key, 'epoch', 'run', 'attempt', 'terms', 'generation')
 -- A server that came back with its data, or another one that took over, has the table, too.
-local laid = table_[1] and (table_[1] == ARGV[1] or bound_of(table_[1]) ~= nil)
+local laid = table_[1] and (table_[1] == ARGV[1] or bound_of(table_[1], ARGV[1]) ~= nil)
 local theirs = {run = table_[2], attempt = table_[3], terms = table_[4], generation = table_[5]}
 
 -- Other members of the run that has the table: those who read, or all with its dealers.
