@@ -239,10 +239,8 @@ class Connection:
             yield
         except redis.RedisError as error:
             raise translate(error, self.where) from error
-        except BlockingIOError as error:  # the kernel's word for a timeout
-            raise ServerGoneError(f"{self.where} does not answer: nothing for {SOCKET_TIMEOUT_S:.0f} s") from error
         except OSError as error:
-            raise ServerGoneError(f"{self.where} does not answer: {error}") from error
+            raise ServerGoneError(f"{self.where} does not answer: {_told(error, str(error))}") from error
 
 
 def translate(error: redis.RedisError, where: str) -> ServerError:
@@ -263,8 +261,14 @@ def translate(error: redis.RedisError, where: str) -> ServerError:
             "that with the certificate of the authority that signed it: ?ssl_ca_certs=FILE)"
         )
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return ServerGoneError(f"{where} does not answer: {text}")
+        return ServerGoneError(f"{where} does not answer: {_told(error, text)}")
     return ServerRefusedError(f"{where} answers: {text}")
+
+
+def _told(error: BaseException, text: str) -> str:
+    """Say in words what the kernel calls a temporary lack of resources where a timeout is over."""
+    timed_out = isinstance(error, BlockingIOError) or isinstance(error.__cause__ or error.__context__, BlockingIOError)
+    return f"nothing for {SOCKET_TIMEOUT_S:g} s" if timed_out else text
 
 
 def _check_ca(url: str) -> None:

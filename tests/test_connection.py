@@ -12,7 +12,7 @@ import redis
 
 from peers import Serve, answers, hangs_up, is_mute, peer, says
 from servers import UNNAMED, RealServer, RunningServer
-from synthbroker import connection
+from synthbroker import connection, line
 from synthbroker.connection import Connection, translate
 from synthbroker.errors import (
     EndpointError,
@@ -126,6 +126,19 @@ def test_a_server_that_says_nothing_is_gone(serve: Serve, monkeypatch: pytest.Mo
     with peer(serve) as url:
         with pytest.raises(ServerGoneError, match="does not answer"):
             Connection(url).call("PING")
+
+
+def test_a_server_that_stands_still_is_told_in_words(
+    own_server: Callable[..., RealServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "SOCKET_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(line, "SOCKET_TIMEOUT_S", 0.2)
+    server = own_server()
+    way = Connection(server.url)
+    assert way.call("PING") == b"PONG"
+    server.suspend()
+    with pytest.raises(ServerGoneError, match=r"does not answer: nothing for 0\.2 s"):
+        way.call("PING")
 
 
 @pytest.mark.parametrize("version", ["2.8.24", "5.0.14", "6.0.16"])
