@@ -153,7 +153,7 @@ def test_a_server_that_comes_back_as_another_process_is_noticed(users):
     assert len(read_some(users, 2)) == 2
     users.server.client().hset("sb:{r}:meta", "run_id", "another")
     make(users)
-    assert users.server.client().hget("sb:{r}:meta", "epoch").endswith(b".3")
+    assert users.server.client().hget("sb:{r}:meta", "epoch").count(b".") == 2, "twice it was another one"
 
 
 def read_some(users, count):
