@@ -172,7 +172,7 @@ def test_a_replica_that_lacks_the_last_commits_is_told_and_gives_nothing_twice(p
     pair.catch_up()
     pair.second.client().replicaof("no", "one")
     session.put(*range(6, 12))
-    eventually(lambda: counters(pair.first, ring_name, "g")["delivered"] == 12, "the reader has them")
+    eventually(lambda: counters(pair.first, ring_name, "g")["acknowledged"] == 12, "the reader has had them")
     pair.point_to(pair.second)
     pair.first.kill()
     session.put(12, 13)
