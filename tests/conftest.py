@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import secrets
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,13 @@ from synthbroker.generate import generate
 from users import Users, granted
 
 PATIENCE_S = 30.0  # for readers that wait for what takes milliseconds
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigint_is_taken() -> None:
+    """Have programs take SIGINT: a shell that starts us in the background may have it ignored by all that we start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
