@@ -351,10 +351,10 @@ class Reader:
             return
         batch, info = assembly.result()
         batch = self._finish.ship(batch)
-        if full and not self._reserved:  # so that the memory of a process that fits at the beginning fits at the end
-            self._reserved = True
-            assembly.reserve(self.options.prefetch + _OUTSIDE, MOST_PREFETCHED_BYTES)
         with self._changed:
             self._ready.append(Ready(batch, info, assembly.nbytes))
             self._ready_bytes += assembly.nbytes
             self._changed.notify_all()
+        if full and not self._reserved:  # the first one is given out: what fits now shall fit at the end
+            self._reserved = True
+            assembly.reserve(self.options.prefetch + _OUTSIDE, MOST_PREFETCHED_BYTES)
