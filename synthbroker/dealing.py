@@ -144,7 +144,7 @@ def deal(
         The script's first word, and what was taken with OK, EMPTY and END.
     """
     told = (group, reader, count, min_fill, claim_after_s, secrets.randbits(31), 0, *producers, order)
-    return taking.answer(taking.begin(ring, "deal", told))
+    return taking.begin(ring, "deal", told).answer()
 
 
 def _seat(ring: Ring, group: str, *told: object) -> Reply:

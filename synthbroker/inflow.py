@@ -1,27 +1,112 @@
-"""Parts on their way to a reader: asked for ahead of receiving them, one behind the other."""
+"""Parts on their way to a reader: asked for ahead of receiving them, large samples over two connections at once."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Self
 
 from synthbroker.connection import Connection
+from synthbroker.hand import Hand
 from synthbroker.line import Line
 from synthbroker.wire import Slice
 
-_AHEAD_BYTES = 2 * 2**20  # asked for and not yet here: the server holds it all in memory besides
+_AHEAD_BYTES = 2 * 2**20  # asked for and not yet here, of each lane: the server holds it all in memory besides
+_SPLIT_BYTES = 2**20  # parts of smaller samples come over one connection: handing some over would cost more
 
 
 class Inflow:
     """Receives parts in the order in which they were wanted.
 
-    What has been asked for is under way on a connection of its own, so that the server has the next sample's bytes
+    What has been asked for is under way on connections of their own, so that the server has the next sample's bytes
     ready while this one's are looked at, and while other commands are carried out. (Samples of 4 MiB, one by one:
     an eighth more than asking for each sample when its turn comes.)
+
+    A server serves its connections in turn, and a socket holds less than a part: a reader with two gets as many turns
+    as a producer beside it, and while one socket is filled the other is emptied. So every other part of a large sample
+    comes over a second connection, which another thread reads.
 
     Args:
         connection: The way to the server.
         command: Writes the command that reads a slice.
+        between: Called by the thread that receives, before each part of its own.
     """
+
+    def __init__(
+        self,
+        connection: Connection,
+        command: Callable[[Slice], Sequence[Any]],
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._lanes = [_Lane(connection, command) for _ in range(2)]
+        self._between = between
+        self._turns: deque[int] = deque()  # the lane of each part that is wanted
+        self._hand = Hand("synthbroker-lane")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+        self.end()
+
+    def want(self, slices: Iterable[Slice]) -> None:
+        """Say which parts of one sample are wanted, after all that was wanted before."""
+        slices = list(slices)
+        lanes = len(self._lanes) if sum([one.size for one in slices]) >= _SPLIT_BYTES else 1
+        for i, one in enumerate(slices):
+            self._turns.append(i % lanes)
+            self._lanes[i % lanes].want(one)
+
+    def receive(
+        self, parts: Sequence[Sequence[memoryview]], came: Callable[[int], None] = lambda _: None
+    ) -> list[bool]:
+        """Receive the next parts, of one sample, into memory.
+
+        Args:
+            parts: The memory of each, in pieces.
+            came: Called with the place of each part in `parts` when it has come, by whatever thread received it.
+
+        Returns:
+            For each whether it was there, in that length.
+
+        Raises:
+            ServerError: As for `Connection.call`; then nothing is wanted any more.
+        """
+        turns = [self._turns.popleft() for _ in parts]
+        there = [False] * len(parts)
+
+        def receive(lane: int, between: Callable[[], None]) -> None:
+            for i, turn in enumerate(turns):
+                if turn == lane:
+                    between()
+                    there[i] = self._lanes[lane].receive(parts[i])
+                    if there[i]:
+                        came(i)
+
+        try:
+            if any(turns):
+                with self._hand.doing(partial(receive, 1, lambda: None), self._lanes[1].cut):
+                    receive(0, self._between)
+            else:
+                receive(0, self._between)
+        except BaseException:
+            self.clear()
+            raise
+        return there
+
+    def end(self) -> None:
+        """Receive nothing more."""
+        self._hand.end()
+
+    def clear(self) -> None:
+        """Want nothing any more; what is under way is lost with its lines."""
+        self._turns.clear()
+        for lane in self._lanes:
+            lane.clear()
+
+
+class _Lane:
+    """Parts that come over one connection, one behind the other."""
 
     def __init__(self, connection: Connection, command: Callable[[Slice], Sequence[Any]]) -> None:
         self._connection, self._command = connection, command
@@ -30,38 +115,30 @@ class Inflow:
         self._ahead_bytes = 0
         self._line: Line | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
-
-    def want(self, slices: Iterable[Slice]) -> None:
-        """Say what is wanted after all that was wanted before."""
-        self._wanted.extend(slices)
+    def want(self, one: Slice) -> None:
+        """Say what is wanted after all that was wanted before; also while another thread receives."""
+        self._wanted.append(one)
 
     def receive(self, pieces: Sequence[memoryview]) -> bool:
-        """Receive the next part into memory; says whether it was there, in that length.
-
-        Raises:
-            ServerError: As for `Connection.call`; then nothing is wanted any more.
-        """
-        try:
-            with self._connection.translating():
-                line = self._line = self._line or self._connection.borrow()
-                self._ask(line)
-                there = line.receive(pieces, more=len(self._asked) > 1)
-        except BaseException:
-            self.clear()
-            raise
+        """Receive the next part; says whether it was there, in that length."""
+        with self._connection.translating():
+            line = self._line = self._line or self._connection.borrow()
+            self._ask(line)
+            there = line.receive(pieces, more=len(self._asked) > 1)
         self._ahead_bytes -= self._asked.popleft().size
         if not (self._asked or self._wanted):
-            self._connection.give_back(line)
             self._line = None
+            self._connection.give_back(line)
         return there
 
+    def cut(self) -> None:
+        """Make whoever receives fail."""
+        line = self._line
+        if line is not None:
+            line.cut()
+
     def clear(self) -> None:
-        """Want nothing any more; what is under way is lost with its line."""
+        """Want nothing any more."""
         self._wanted.clear()
         self._asked.clear()
         self._ahead_bytes = 0

@@ -5,9 +5,11 @@ protocol 2, and a parser whose buffer is empty whenever a payload is read. Socke
 timeouts: one call moves a whole part, and the interpreter is not woken for every piece of it.
 """
 
+import contextlib
 import hashlib
 import os
 import re
+import select
 import socket
 import ssl
 import struct
@@ -60,6 +62,11 @@ class Line:
         if self.pool is not None:
             self.pool.release(self._connection)
 
+    def cut(self) -> None:
+        """Make whoever waits for it in another thread fail; it is dropped there."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def send(self, *commands: Sequence[Any]) -> None:
         """Send commands. An argument may be text, a number, bytes, or a list of memoryviews that make up one value."""
         buffers = _pack(commands)
@@ -93,6 +100,14 @@ class Line:
         if self._ahead:
             raise ServerGoneError(f"{self._where} sent more than was asked for")
         return self._connection.read_response(disable_decoding=True)
+
+    def has_come(self) -> bool:
+        """Say whether a reply has begun to come."""
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def replies(self, count: int) -> None:
         """Read as many replies and throw them away; of several errors the first is raised, after all are read."""

@@ -60,6 +60,12 @@ class LiveSource:
         wanted = self._options.producers is None or producer in self._options.producers
         return wanted and sample.number % self._seat.workers == self._seat.worker
 
+    def ahead(self, count: int, most: int) -> None:
+        """Nothing is asked for ahead."""
+
+    def arrived(self) -> Found | None:
+        """Nothing was asked for ahead."""
+
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Nothing was taken, nothing is acknowledged."""
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from synthbroker import codec, cutting, wire
 from synthbroker.errors import DamagedSampleError
 from synthbroker.head import Head
+from synthbroker.inflow import Inflow
 from synthbroker.pool import Pool
-from synthbroker.ring import Ring
 
-Get = Callable[[Sequence[memoryview]], bool]
+Get = Callable[[Sequence[Sequence[memoryview]], Callable[[int], None]], list[bool]]
 
 
 class MissingPartError(DamagedSampleError):
@@ -23,7 +23,7 @@ def receive(entry: wire.Entry, targets: dict[str, memoryview], pool: Pool, get: 
         entry: The sample, checked against the ring's schema.
         targets: For each wanted field as many bytes of memory as its tensor has.
         pool: Where packed bytes stay meanwhile.
-        get: Receives the next of the parts that were asked for; all of them are received, whatever is found.
+        get: Receives the parts that were asked for (`Inflow.receive`); all of them are, whatever is found.
 
     Raises:
         MissingPartError: A part is not there any more.
@@ -50,22 +50,26 @@ def _receive_parts(entry: wire.Entry, targets: dict[str, memoryview], pool: Pool
         for tensor in head.tensors
     ]
     pieces = cutting.scatter([size for size, _ in head.parts], blocks)
-    missing, damage = 0, None
-    for i in wire.parts_of(head, list(targets)):
-        if i == entry.parts:
-            for piece, data in zip(pieces[i], _cut(entry.data, [piece.nbytes for piece in pieces[i]]), strict=True):
-                piece[:] = data
-        elif not get(pieces[i]):
-            missing += 1
-            continue
+    damage: dict[int, DamagedSampleError] = {}
+
+    def check(i: int) -> None:
         try:
             wire.check_part(i, head.parts[i], pieces[i])
         except DamagedSampleError as error:
-            damage = damage or error
-    if missing:
-        raise MissingPartError(f"{missing} of {len(head.parts)} parts are gone")
+            damage[i] = error
+
+    wanted = wire.parts_of(head, list(targets))
+    beside = [i for i in wanted if i < entry.parts]
+    there = get([pieces[i] for i in beside], lambda place: check(beside[place]))
+    if len(beside) < len(wanted):  # the last one comes with the entry
+        last = pieces[entry.parts]
+        for piece, data in zip(last, _cut(entry.data, [piece.nbytes for piece in last]), strict=True):
+            piece[:] = data
+        check(entry.parts)
+    if not all(there):
+        raise MissingPartError(f"{there.count(False)} of {len(head.parts)} parts are gone")
     if damage:
-        raise damage
+        raise damage[min(damage)]
     return blocks
 
 
@@ -81,43 +85,44 @@ def _cut(data: bytes | memoryview, sizes: Sequence[int]) -> list[memoryview]:
     return [whole[end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
 
-def fetch_shared(ring: Ring, entries: Sequence[wire.Entry], pool: Pool) -> list[wire.Entry | None]:
+def fetch_shared(inflow: Inflow, entries: Sequence[wire.Entry], pool: Pool) -> list[wire.Entry | None]:
     """Receive the payloads of samples that share parts, neighbours in one go.
+
+    Args:
+        inflow: The way to the parts; nothing is under way on it.
+        entries: The samples.
+        pool: Where their payloads stay.
 
     Returns:
         The entries, each with its payload as `data` where it lay in a shared part; None where that part is gone.
     """
     found: list[wire.Entry | None] = list(entries)
     runs = _runs(entries)
-    missing = _fetch_runs(ring, entries, runs, pool, found)
+    missing = _fetch_runs(inflow, entries, runs, pool, found)
     # One that says what is not so, or a part cut short, costs no neighbour.
-    _fetch_runs(ring, entries, [[i] for run in missing if len(run) > 1 for i in run], pool, found)
+    _fetch_runs(inflow, entries, [[i] for run in missing if len(run) > 1 for i in run], pool, found)
     return found
 
 
 def _fetch_runs(
-    ring: Ring, entries: Sequence[wire.Entry], runs: Sequence[list[int]], pool: Pool, found: list[wire.Entry | None]
+    inflow: Inflow, entries: Sequence[wire.Entry], runs: Sequence[list[int]], pool: Pool, found: list[wire.Entry | None]
 ) -> list[list[int]]:
     """Receive runs into `found`; returns those that were not there as a whole."""
     sizes = [sum([entries[i].head.payload_bytes for i in run]) for run in runs]
-    slices = [
+    inflow.want(
         wire.Slice(f"{entries[run[0]].uid}:0", entries[run[0]].start, size)
         for run, size in zip(runs, sizes, strict=True)
-    ]
-    missing: list[list[int]] = []
-    with ring.inflow(slices) as inflow:
-        for run, size in zip(runs, sizes, strict=True):
-            memory = pool.take(size).data
-            there = inflow.receive([memory])
-            if not there:
-                missing.append(run)
-            start = 0
-            for i in run:
-                entry = entries[i]
-                end = start + entry.head.payload_bytes
-                found[i] = entry.with_data(memory[start:end]) if there else None
-                start = end
-    return missing
+    )
+    memories = [pool.take(size).data for size in sizes]
+    there = inflow.receive([[memory] for memory in memories])
+    for run, memory, came in zip(runs, memories, there, strict=True):
+        start = 0
+        for i in run:
+            entry = entries[i]
+            end = start + entry.head.payload_bytes
+            found[i] = entry.with_data(memory[start:end]) if came else None
+            start = end
+    return [run for run, came in zip(runs, there, strict=True) if not came]
 
 
 def _runs(entries: Sequence[wire.Entry]) -> list[list[int]]:

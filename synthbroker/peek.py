@@ -51,10 +51,11 @@ def _sample(ring: Ring, meta: Meta, given: Given) -> Batch:
     wire.check_schema(entry.head, schema.parse(meta.schema), largest_free_bytes(meta))
     arrays = {tensor.name: np.empty(tensor.shape, tensor.dtype) for tensor in entry.head.tensors}
     targets = {name: codec.as_bytes(array) for name, array in arrays.items()}
-    (whole,) = fetch_shared(ring, [entry], Pool(0))
-    if whole is None:
-        raise MissingPartError("its part is gone")
-    with ring.inflow(whole.slices(list(arrays))) as inflow:
+    with ring.inflow() as inflow:
+        (whole,) = fetch_shared(inflow, [entry], Pool(0))
+        if whole is None:
+            raise MissingPartError("its part is gone")
+        inflow.want(whole.slices(list(arrays)))
         receive(whole, targets, Pool(0), inflow.receive)
     info = BatchInfo(
         ring=ring.name,

@@ -89,7 +89,9 @@ class Reader:
         self._changed = Condition()
         self._sample_bytes = _BYTES_AT_ONCE  # of the last one; the first may be large
         self._in_hand: deque[tuple[Given, Entry]] = deque()  # given to us and not yet in a batch
-        self._inflow = self._ring.inflow()  # of those
+        self._inflow = self._ring.inflow(between=self._look_ahead)  # of those
+        self._shared = self._ring.inflow()  # of parts that several of them share
+        self._next: Found | None = None  # here before it is wanted
         self._given_s = 0.0
         self._plan: Plan | None = None
         self._pool = finish.memory or Pool(MOST_PREFETCHED_BYTES)
@@ -161,6 +163,8 @@ class Reader:
             self._thread.join(_LAST_WORD_S)
         with contextlib.suppress(SynthbrokerError):
             self.flush()
+        self._inflow.end()
+        self._shared.end()
         self.source.close(leave=self.leaves)
         self._ring.connection.close()
 
@@ -205,16 +209,16 @@ class Reader:
         found, cut = Found(()), False
         self.source.begin()
         while assembly.missing and not (found.ended or found.drained or found.stuck or found.whole):
-            if not self._in_hand:
-                found = self.source.take(assembly.missing, self._most(), assembly.holding)
-                self.counts.overrun += found.gone
+            if self._in_hand:
+                self._look_ahead()
+            else:
+                found = self._next or self.source.take(assembly.missing, self._most(), assembly.holding)
                 assembly.others += found.others
                 assembly.round = assembly.round or found.round
-                self._given_s = found.now_s
             if self._stop.is_set():
                 return False
             if not self._in_hand:
-                self._take_in_hand(found.samples)
+                self._take_up(found)
             if assembly.epoch != self._ring.epoch:
                 cut = not self._carry_over(assembly)
                 if cut:
@@ -249,6 +253,12 @@ class Reader:
         """Say how many samples to take where many are waiting: small ones many, large ones when there is a place."""
         return min(_MOST_AT_ONCE, _BYTES_AT_ONCE // max(self._sample_bytes, 1))
 
+    def _take_up(self, found: Found) -> None:
+        self._next = None
+        self._given_s = found.now_s
+        self.counts.overrun += found.gone
+        self._take_in_hand(found.samples)
+
     def _take_in_hand(self, samples: Sequence[Given]) -> None:
         """Read entries, and what lies in parts that they share; what cannot be used is counted and told."""
         plan, bad = self._planned(), []
@@ -260,7 +270,7 @@ class Reader:
                 bad.append((given, error))
         entries = [entry for _, entry in read]
         if any(entry.start is not None for entry in entries):
-            whole = self._keep_trying(lambda: fetch_shared(self._ring, entries, plan.pool))
+            whole = self._keep_trying(lambda: fetch_shared(self._shared, entries, plan.pool))
             for (given, _), entry in zip(read, whole, strict=True):
                 if entry is None:
                     bad.append((given, MissingPartError("its part is gone")))
@@ -274,7 +284,8 @@ class Reader:
     def _want(self, entries: Iterable[tuple[Given, Entry]]) -> None:
         """Have all parts of these come, one sample behind the other, as the batches will ask for them."""
         names = self._planned().names
-        self._inflow.want(one for _, entry in entries for one in entry.slices(names))
+        for _, entry in entries:
+            self._inflow.want(entry.slices(names))
 
     def _receive(self, assembly: Assembly) -> None:
         """Receive what is in hand into a batch, as far as there is a place."""
@@ -312,6 +323,21 @@ class Reader:
                 self.counts.samples += 1
                 self.counts.raw_bytes += nbytes
             entries.popleft()
+
+    def _look_ahead(self) -> None:
+        """See to it that what is wanted next is on its way, or in hand, before all that is in hand now has come."""
+        if self._next is None:
+            self._next = self.source.arrived()
+        if self._in_hand:
+            return
+        if self._next is not None:
+            self._take_up(self._next)
+        elif self._goes_on():
+            self.source.ahead(self.options.batch_size, self._most())
+
+    def _goes_on(self) -> bool:
+        """Say whether another batch is wanted after the one in the making, as things are."""
+        return len(self._ready) + 1 < self.options.prefetch and 2 * self._ready_bytes < MOST_PREFETCHED_BYTES
 
     def _set_aside(self, bad: Sequence[tuple[Given, DamagedSampleError]]) -> None:
         """Count and tell what cannot be used."""

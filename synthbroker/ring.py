@@ -5,7 +5,7 @@
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from synthbroker import cutting, keys, replies, sharing
@@ -309,9 +309,9 @@ class Ring:
         seconds, microseconds = self.connection.call("TIME")
         return int(seconds) + int(microseconds) / 1e6
 
-    def inflow(self, slices: Iterable[Slice] = ()) -> Inflow:
-        """Receive parts; these are wanted first."""
-        inflow = Inflow(self.connection, self._read_command)
+    def inflow(self, slices: Iterable[Slice] = (), between: Callable[[], None] = lambda: None) -> Inflow:
+        """Receive parts; these, of one sample, are wanted first."""
+        inflow = Inflow(self.connection, self._read_command, between)
         inflow.want(slices)
         return inflow
 

@@ -100,6 +100,9 @@ class RoundSource(GroupSource):
             return Found((), whole=True)
         return self._take_spares(count - self._short_by, holding)
 
+    def ahead(self, count: int, most: int) -> None:
+        """Nothing is asked for ahead: rounds are dealt to all ranks at the same time."""
+
     def close(self, *, leave: bool) -> None:
         """Stop; with `leave`, what is not acknowledged is given to others."""
         super().close(leave=leave)

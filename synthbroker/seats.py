@@ -96,6 +96,12 @@ class Source(Protocol):
         Where many are waiting, it may be as many as `most`.
         """
 
+    def ahead(self, count: int, most: int) -> None:
+        """Ask for what the next batch will want, if nothing is under way; the numbers as for `take`."""
+
+    def arrived(self) -> Found | None:
+        """Give what was asked for ahead, if it is here and in order; else `take` will see to it."""
+
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that samples are done with."""
 

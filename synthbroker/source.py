@@ -113,9 +113,7 @@ class GroupSource:
                 continue
             held_since = (held_since or time.monotonic()) if taken.held else None
             if taken.samples or taken.gone:
-                self._min_fill = 1
-                self._asked(partial(self._starving.came, taken.samples))
-                return Found(taken.samples, taken.now_s, taken.gone)
+                return self._give(taken)
             if (last := self._last(taken.word, holding, held_since)) is not None:
                 return last
             self._check(waiting, held=taken.held, holding=len(holding))
@@ -137,6 +135,26 @@ class GroupSource:
             if not holding:
                 self._check_checkpoints()
         return None
+
+    def ahead(self, count: int, most: int) -> None:
+        """Ask for what the next batch will want, if nothing is under way; the numbers as for `take`."""
+        if self._coming is None and self._ring.epoch == self._epoch:
+            self._coming = self._ask(max(min(count, most), 1), most)
+
+    def arrived(self) -> Found | None:
+        """Give what was asked for ahead, if it is here and in order; else `take` will see to it."""
+        if self._coming is None or not self._coming.is_here():
+            return None
+        taken = self._coming.in_order
+        if taken is None:
+            return None
+        self._coming = None
+        return self._give(self._noted(taken))
+
+    def _give(self, taken: Taken) -> Found:
+        self._min_fill = 1
+        self._asked(partial(self._starving.came, taken.samples))
+        return Found(taken.samples, taken.now_s, taken.gone)
 
     def acknowledge(self, epoch: str, numbers: Sequence[int]) -> None:
         """Say that the group is done with samples, which count only in the epoch they came from."""
@@ -230,7 +248,7 @@ class GroupSource:
         if coming is None and self._ring.epoch != self._epoch:  # somebody has looked at the ring, and it is another one
             self._join()
         try:
-            _, taken = taking.answer(coming or self._ask(count, most))
+            _, taken = (coming or self._ask(count, most)).answer()
         except ServerGoneError:
             self._starving.heard()
             return self._keep_trying(self._recover)  # type: ignore[no-any-return]

@@ -14,8 +14,54 @@ from synthbroker.line import Line
 from synthbroker.replies import Given, Incarnation, Reply, Taken
 from synthbroker.ring import Ring
 
-# Sent, and not answered yet; what is closed instead was given all the same, as where a connection breaks.
-Asked = Generator[None, None, tuple[str, Taken | None]]
+
+class Asked:
+    """What was asked for: step by step its answers come in. What is dropped instead was given all the same.
+
+    Args:
+        steps: Each gives the line on which the next answer comes; in the end the script's first word, and what it gave.
+    """
+
+    def __init__(self, steps: "Generator[Line, None, tuple[str, Taken | None]]") -> None:
+        self._steps = steps
+        self._line: Line | None = None
+        self._found: tuple[str, Taken | None] = "", None
+        self._error: SynthbrokerError | None = None
+        self._step()
+
+    def is_here(self) -> bool:
+        """Go on as far as nobody has to wait for it; says whether everything has come, or gone wrong."""
+        while self._line is not None and self._line.has_come():
+            self._step()
+        return self._line is None
+
+    @property
+    def in_order(self) -> Taken | None:
+        """Samples that have come, with nothing in the way."""
+        word, taken = self._found
+        return taken if self._line is None and word == "OK" and taken is not None and taken.samples else None
+
+    def answer(self) -> tuple[str, Taken | None]:
+        """Wait for it: the script's first word, and what it gave; None where the word is another than those of `Taken`.
+
+        Such a word is in the way: the consumer or its group must join first, say.
+
+        Raises:
+            SynthbrokerError: What went wrong.
+        """
+        while self._line is not None:
+            self._step()
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+    def _step(self) -> None:
+        try:
+            self._line = next(self._steps)
+        except StopIteration as end:
+            self._line, self._found = None, end.value
+        except SynthbrokerError as error:
+            self._line, self._error = None, error
 
 
 def ask(
@@ -50,45 +96,25 @@ def ask(
 
 def begin(ring: Ring, script: str, told: Sequence[Any]) -> Asked:
     """Send a script that gives samples; what goes wrong shows when its answer is waited for."""
-    asked = _giving(ring, script, told)
-    try:
-        next(asked)
-    except SynthbrokerError as error:
-        asked = _failed(error)
-        next(asked)
-    return asked
+    return Asked(_giving(ring, script, told))
 
 
-def answer(asked: Asked) -> tuple[str, Taken | None]:
-    """Wait for what was asked for: the script's first word, and what it gave; None where the word is another.
-
-    Another word than those of `Taken` is in the way: the consumer or its group must join first, say.
-    """
-    try:
-        next(asked)
-    except StopIteration as end:
-        found: tuple[str, Taken | None] = end.value
-        return found
-    raise AssertionError("it was answered")
-
-
-def _failed(error: SynthbrokerError) -> Asked:
-    yield
-    raise error
-
-
-def _giving(ring: Ring, script: str, told: Sequence[Any]) -> Asked:
+def _giving(ring: Ring, script: str, told: Sequence[Any]) -> Generator[Line, None, tuple[str, Taken | None]]:
     with ring.connection.line() as line:
         key, arguments = ring.prefix + "meta", (ring.epoch, *told)
         line.send_script(script, key, *arguments)
-        yield
+        yield line
         reply = ring.checked(line.script_reply(script, key, *arguments))
         word = reply[0].decode()
         if word not in ("OK", "EMPTY", "DRAINED", "END", "UNSETTLED"):
             return word, None
         runs = list(zip(reply[4::3], reply[5::3], reply[6::3], strict=True))
         own = [run for run in runs if run[2] >= 0]
-        found = _read_entries(ring, line, own)
+        found: dict[int, Reply] = {}
+        if own:
+            _ask_for_entries(ring, line, own)
+            yield line
+            found = _read_entries(ring, line, len(own))
     samples = tuple(
         [
             Given(number, uses, replies.fields_of(found[number]))
@@ -102,13 +128,14 @@ def _giving(ring: Ring, script: str, told: Sequence[Any]) -> Asked:
     return word, Taken(word, float(reply[1]), reply[2].decode(), reply[3] == b"1", samples, gone, others)
 
 
-def _read_entries(ring: Ring, line: Line, runs: Sequence[tuple[int, int, int]]) -> dict[int, Reply]:
-    """Read the entries of runs of samples, those that are there."""
-    if not runs:
-        return {}
+def _ask_for_entries(ring: Ring, line: Line, runs: Sequence[tuple[int, int, int]]) -> None:
     ranges = [("XRANGE", ring.prefix + "samples", f"{n}-0", f"{n + count - 1}-0") for n, count, _ in runs]
     line.send(*ranges, ("HGET", ring.prefix + "meta", "epoch"))
-    entries = list(itertools.chain.from_iterable([line.reply() for _ in runs]))
+
+
+def _read_entries(ring: Ring, line: Line, runs: int) -> dict[int, Reply]:
+    """Read the entries of so many runs of samples, those that are there."""
+    entries = list(itertools.chain.from_iterable([line.reply() for _ in range(runs)]))
     if line.reply() != ring.epoch.encode():
         raise RingMissingError(f"ring {ring.name!r} on {ring.connection.where} was made anew")
     return {replies.number_of(entry_id): fields for entry_id, fields in entries if entry_id.endswith(b"-0")}

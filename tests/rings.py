@@ -286,7 +286,7 @@ def check_books(seen: Snapshot, foreign: int = 0) -> None:
 def take(ring: Ring, who: Incarnation, group: str, count: int, **how: Any) -> Taken | None:
     """Ask for samples and wait for the answer; None where something must be done first."""
     how = {"min_fill": 1, "claim_after_s": -1, "producers": ()} | how
-    return taking.answer(taking.ask(ring, who, group, count, **how))[1]
+    return taking.ask(ring, who, group, count, **how).answer()[1]
 
 
 def commit_arguments(seq: int, sample: Encoded, uid: str) -> list[Any]:

@@ -297,9 +297,10 @@ def test_without_checkpoints_a_state_names_the_run_only(server, ring_name, datas
     assert (state["run"], state["token"], state["samples"]) == ("trainer", "", 0)
     with pytest.raises(ValueError, match="ack='checkpoint'"):
         first.acknowledge()
+    first_again = 2 if ack == "next" else 4
+    eventually(lambda: counters(server, ring_name, "g")["acknowledged"] == first_again, "what is done with is told")
     second = dataset(ack=ack, batch_size=2)
     second.load_state_dict(state)
-    first_again = 2 if ack == "next" else 4
     assert drain(second) == list(range(first_again, 10))
 
 

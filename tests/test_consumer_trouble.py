@@ -213,11 +213,11 @@ def test_a_server_that_comes_back_empty_while_a_sample_is_received_is_read_on(
     out.flush()
     receive, asked, restarted = Inflow.receive, [], threading.Event()
 
-    def late(inflow, memory):
-        asked.append(memory)
+    def late(inflow, parts, came):
+        asked.append(parts)
         if len(asked) == 1:
             assert restarted.wait(SOON_S)
-        return receive(inflow, memory)
+        return receive(inflow, parts, came)
 
     monkeypatch.setattr(Inflow, "receive", late)
     stream = iter(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=4, wait_s=SOON_S))

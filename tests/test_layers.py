@@ -52,6 +52,7 @@ ORDER = [
     "server",
     "line",
     "connection",
+    "hand",
     "inflow",
     "replies",
     "keys",

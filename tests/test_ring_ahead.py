@@ -174,13 +174,13 @@ def test_foreign_entries_are_no_part_of_what_is_waiting(rig: Rig) -> None:
 
 def before_reading(monkeypatch: Any, happens: Any) -> None:
     """Let something happen between the script of `take` and the reading of its entries."""
-    read = taking._read_entries
+    ask = taking._ask_for_entries
 
     def late(ring: Ring, *arguments: Any) -> Any:
         happens()
-        return read(ring, *arguments)
+        return ask(ring, *arguments)
 
-    monkeypatch.setattr(taking, "_read_entries", late)
+    monkeypatch.setattr(taking, "_ask_for_entries", late)
 
 
 def test_what_is_evicted_before_it_is_read_is_told(rig: Rig, monkeypatch: Any) -> None:

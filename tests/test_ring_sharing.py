@@ -47,9 +47,10 @@ def live(rig: Rig) -> list[int]:
 def check(rig: Rig, given: Any) -> bool:
     entry = wire.read_entry(given.fields)
     memory = bytearray(entry.head.payload_bytes)
-    (whole,) = fetch_shared(rig.ring, [entry], Pool(0))
-    assert whole is not None, "its part is there"
-    with rig.ring.inflow(whole.slices(["x"])) as inflow:
+    with rig.ring.inflow() as inflow:
+        (whole,) = fetch_shared(inflow, [entry], Pool(0))
+        assert whole is not None, "its part is there"
+        inflow.want(whole.slices(["x"]))
         receive(whole, {"x": memoryview(memory)}, Pool(0), inflow.receive)
     assert bytes(memory) == payload(int(entry.head.recipe["value"]), len(memory))
     return True
@@ -85,7 +86,9 @@ def test_neighbours_are_received_together(rig: Rig) -> None:
     assert len(lasting(rig)) == 3
     entries = [wire.read_entry(given.fields) for given in rig.take(reader).samples]
     some = [entries[i] for i in (0, 1, 2, 5, 6, 3, 10, 11, 12, 13)]
-    for entry, whole in zip(some, fetch_shared(rig.ring, some, Pool(0)), strict=True):
+    with rig.ring.inflow() as inflow:
+        found = fetch_shared(inflow, some, Pool(0))
+    for entry, whole in zip(some, found, strict=True):
         assert whole is not None
         assert whole.start is None
         if entry.start is not None:

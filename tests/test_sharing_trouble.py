@@ -1,7 +1,7 @@
 """Samples that share a part: damaged, claimed by others, or on their way where servers and answers fail."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from servers import RealServer, eventually
 from sharers import put_all, right, shares
 from synthbroker import cutting, wire
 from synthbroker.errors import DamagedSampleError
+from synthbroker.inflow import Inflow
 from synthbroker.ring import Ring
 from synthbroker.sharing import Shared, share
 from tools import (
@@ -248,14 +249,15 @@ def test_an_answer_that_is_lost_while_shared_parts_come_loses_nothing(own_server
 def test_a_sample_that_is_evicted_with_its_part_is_overrun_not_damaged(server, ring_name, reader, monkeypatch):
     options = {"size": LIKE, "when_full": "drop-oldest", "max_samples": 100, "producers": 2, "groups": ("g",)}
     fill(server, ring_name, range(100), **options)
-    inflow, asked = Ring.inflow, itertools.count()
+    want, asked = Inflow.want, itertools.count()
 
-    def late(ring: Ring, slices: Sequence[wire.Slice] = ()) -> Any:
+    def late(inflow: Inflow, slices: Iterable[wire.Slice]) -> None:
+        slices = list(slices)
         if slices and next(asked) == 0:
             fill(server, ring_name, range(100, 180), size=LIKE, producers=2)
-        return inflow(ring, slices)
+        want(inflow, slices)
 
-    monkeypatch.setattr(Ring, "inflow", late)
+    monkeypatch.setattr(Inflow, "want", late)
     consumer = reader(batch_size=32)
     seen = drain(consumer)
     assert seen[-80:] == list(range(100, 180))
