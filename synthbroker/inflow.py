@@ -10,8 +10,9 @@ from synthbroker.hand import Hand
 from synthbroker.line import Line
 from synthbroker.wire import Slice
 
+LANES = 2
 _AHEAD_BYTES = 2 * 2**20  # asked for and not yet here, of each lane: the server holds it all in memory besides
-_SPLIT_BYTES = 2**20  # parts of smaller samples come over one connection: handing some over would cost more
+_SPLIT_BYTES = 4 * 2**20  # what is less, like most samples, comes over one connection: handing some over costs as much
 
 
 class Inflow:
@@ -29,6 +30,7 @@ class Inflow:
         connection: The way to the server.
         command: Writes the command that reads a slice.
         between: Called by the thread that receives, before each part of its own.
+        lanes: Over how many connections.
     """
 
     def __init__(
@@ -36,8 +38,9 @@ class Inflow:
         connection: Connection,
         command: Callable[[Slice], Sequence[Any]],
         between: Callable[[], None] = lambda: None,
+        lanes: int = LANES,
     ) -> None:
-        self._lanes = [_Lane(connection, command) for _ in range(2)]
+        self._lanes = [_Lane(connection, command) for _ in range(lanes)]
         self._between = between
         self._turns: deque[int] = deque()  # the lane of each part that is wanted
         self._hand = Hand("synthbroker-lane")

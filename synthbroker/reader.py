@@ -90,7 +90,7 @@ class Reader:
         self._sample_bytes = _BYTES_AT_ONCE  # of the last one; the first may be large
         self._in_hand: deque[tuple[Given, Entry]] = deque()  # given to us and not yet in a batch
         self._inflow = self._ring.inflow(between=self._look_ahead)  # of those
-        self._shared = self._ring.inflow()  # of parts that several of them share
+        self._shared = self._ring.inflow(lanes=1)  # of parts that several of them share
         self._next: Found | None = None  # here before it is wanted
         self._given_s = 0.0
         self._plan: Plan | None = None
@@ -258,6 +258,8 @@ class Reader:
         self._given_s = found.now_s
         self.counts.overrun += found.gone
         self._take_in_hand(found.samples)
+        if len(found.samples) > self.options.batch_size:  # so many are waiting that the next ones may be looked for
+            self.source.ahead(1, self._most())
 
     def _take_in_hand(self, samples: Sequence[Given]) -> None:
         """Read entries, and what lies in parts that they share; what cannot be used is counted and told."""

@@ -18,7 +18,7 @@ from synthbroker.errors import (
     ServerRefusedError,
     ShutOutError,
 )
-from synthbroker.inflow import Inflow
+from synthbroker.inflow import LANES, Inflow
 from synthbroker.replies import Answer, Given, Incarnation, Meta, Reply, Settings
 from synthbroker.sharing import Shared, alone
 from synthbroker.wire import Encoded, Slice
@@ -309,9 +309,11 @@ class Ring:
         seconds, microseconds = self.connection.call("TIME")
         return int(seconds) + int(microseconds) / 1e6
 
-    def inflow(self, slices: Iterable[Slice] = (), between: Callable[[], None] = lambda: None) -> Inflow:
+    def inflow(
+        self, slices: Iterable[Slice] = (), between: Callable[[], None] = lambda: None, lanes: int = LANES
+    ) -> Inflow:
         """Receive parts; these, of one sample, are wanted first."""
-        inflow = Inflow(self.connection, self._read_command, between)
+        inflow = Inflow(self.connection, self._read_command, between, lanes)
         inflow.want(slices)
         return inflow
 

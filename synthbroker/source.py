@@ -259,8 +259,6 @@ class GroupSource:
             self._join()
         else:
             taken = self._noted(taken)
-            if len(taken.samples) > count:  # so many are waiting that the next ones may be looked for already
-                self._coming = self._ask(1, most)
         return taken
 
     def _ask(self, count: int, most: int) -> taking.Asked:

@@ -16,8 +16,8 @@ from synthbroker.wire import Slice
 from tools import SOON_S, check_ledger, counters, drain, fill, pending, reasons
 
 MIB = 2**20
-LARGE = 700_000  # numbers: a sample of three parts
-OPTIONS = {"capacity": "200MB", "size": LARGE}
+LARGE = 1_100_000  # numbers: a sample of five parts
+OPTIONS = {"capacity": "300MB", "size": LARGE}
 
 
 def store(rig: Rig, sizes: list[int]) -> list[Slice]:
@@ -31,7 +31,7 @@ def memory_for(sizes: list[int]) -> list[list[memoryview]]:
     return [[memoryview(bytearray(size))] for size in sizes]
 
 
-@pytest.mark.parametrize(("size", "lines"), [(2_000, 1), (400_000, 2)], ids=["small", "large"])
+@pytest.mark.parametrize(("size", "lines"), [(2_000, 1), (700_000, 2)], ids=["small", "large"])
 def test_every_other_part_of_a_large_sample_comes_over_a_second_connection(rig: Rig, size: int, lines: int) -> None:
     sizes = [size + i for i in range(7)]
     slices, parts, threads = store(rig, sizes), memory_for(sizes), [""] * 7
