@@ -10,7 +10,9 @@ from gpus import Gpus
 from synthbroker.bench import cuda, gpus, loads, samples
 from synthbroker.bench.gpus import Task
 from synthbroker.bench.loads import RingPlan
+from synthbroker.bench.place import at
 from synthbroker.bench.processes import Part, Troupe
+from synthbroker.bench.run import Outcome, run
 from synthbroker.errors import SynthbrokerError
 from tools import check_ledger, counters, meta
 
@@ -58,6 +60,17 @@ def test_a_trainer_takes_its_steps_and_then_what_is_left(server, ring_name, ring
 
 def test_a_trainer_without_a_ring_uses_one_batch_again_and_again(play):
     assert play(Part(gpus.train, (TASK, SECONDS, None)))["steps_per_s"] > 0
+
+
+@pytest.mark.parametrize("block", [gpus.GENERATOR, gpus.TRAINER], ids=["generator", "trainer"])
+def test_all_contenders_give_the_figures_that_the_lines_are_made_of(server, monkeypatch, block):
+    monkeypatch.setattr(gpus, "_task", lambda place: TASK)
+    with at(server.url, seconds=SECONDS, quick=True) as place:
+        outcome = Outcome()
+        rows = list(run([block], place, outcome, repeats=1))
+    assert outcome.failures == {}
+    assert all(row.ours > 0 and row.baseline > 0 for row in rows)
+    assert {name for line in block.lines for name, _ in (line.ours, line.baseline)} == set(block.contenders)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
