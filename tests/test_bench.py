@@ -9,6 +9,7 @@ import tempfile
 
 import psutil
 import pytest
+import torch
 
 from servers import any_binary, eventually
 from synthbroker import cli
@@ -71,8 +72,20 @@ def test_a_quick_bench_measures_everything_once(tmp_path, only):
     assert judged == set(only) - {15}, "disks differ: no bound would be right for all"
 
 
+def test_a_quick_bench_measures_what_needs_a_gpu_or_says_that_there_is_none(tmp_path):
+    done = bench("--quick", "--only", "16,17", "--json", "bench.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["number"] for row in written["rows"]] == [16] * 3 + [17] * 3
+    if torch.cuda.is_available():
+        assert all(row["ours"] > 0 and row["baseline"] > 0 for row in written["rows"])
+        assert written["failures"] == {}
+    else:
+        assert {row["note"] for row in written["rows"]} == {"torch sees no GPU"}
+
+
 def test_each_measure_has_its_number():
-    assert list(measures.NUMBERS) == list(range(1, 16)), "all of them are measured above"
+    assert list(measures.NUMBERS) == list(range(1, 18)), "all of them are measured above"
 
 
 @pytest.mark.slow
@@ -121,7 +134,7 @@ def _runs(process):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--only", "16"], "must be numbers from 1 to 15"),
+        (["--only", "18"], "must be numbers from 1 to 17"),
         (["--repeats", "0"], "a whole number from 1"),
         (["--seconds", "-1"], "a number of seconds"),
     ],

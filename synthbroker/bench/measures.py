@@ -1,9 +1,9 @@
 """The table of measures."""
 
-from synthbroker.bench import durability, flows, latency, link, memory, throughput
+from synthbroker.bench import durability, flows, gpus, latency, link, memory, throughput
 from synthbroker.bench.table import Block
 
-NUMBERS = range(1, 16)
+NUMBERS = range(1, 18)
 
 
 def blocks(*, quick: bool) -> tuple[Block, ...]:
@@ -20,4 +20,6 @@ def blocks(*, quick: bool) -> tuple[Block, ...]:
         memory.RESIDENT,
         flows.IN_PUT,
         *(durability.block(size) for size in durability.SIZES),
+        gpus.GENERATOR,
+        gpus.TRAINER,
     )
