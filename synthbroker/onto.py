@@ -4,13 +4,17 @@ A batch takes three steps, in two threads. Its memory is made by `Delivery.memor
 unpacked straight into what a GPU can read; `Delivery.ship`, in the thread that made the batch, starts the copy on a
 stream of ours; `Delivery.receive`, in the training loop, tells the loop's current stream to wait for the copy, which by
 then is usually done. The rules are those of `lanes`. No thread waits for a GPU.
+
+Page-locked batches that are handed out as they are (`pin`) may be copied to a GPU by the loop, on streams that nobody
+here knows, and let go of before the copy is done. Only torch's allocator hears of such copies (rule 2;
+`CachingHostAllocator` in its sources): it must have the memory back, and find it by the tensor that is copied.
 """
 
 import logging
 from collections import deque
 from collections.abc import Callable
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet, WeakValueDictionary, ref
 
 import torch
@@ -55,6 +59,8 @@ class Delivery:
     def __init__(self, device: str | None = None, *, pin: bool = False, ahead: int = 1) -> None:
         lanes.check_there(device)
         self._lane = _lane_to(device) if device else None
+        self.memory = Pool(KEEP_BYTES, self._allocate)
+        self._owners: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()  # torch's own, by address
         self._pin = False
         if pin:
             self.pin()
@@ -63,18 +69,19 @@ class Delivery:
         self._ashore: deque[ref[Shipped]] = deque()
         self._aboard: WeakSet[Shipped] = WeakSet()
         self._lock = Lock()
-        self.memory = Pool(KEEP_BYTES, self._allocate)
 
     def pin(self) -> None:
         """Give batches in page-locked memory from now on."""
         self._pin = torch.cuda.is_available()
         if not self._pin:
             log.warning("pin_memory=True: torch sees no GPU, batches stay in ordinary memory")
+        elif self._lane is None:
+            self.memory.keep_nothing()
 
     def ship(self, batch: Any) -> Any:
         """Start to bring a batch where it is wanted; for `receive`. Called by the thread that made it."""
         if self._pin or self._lane:
-            batch = each_tensor(_pinned, batch)
+            batch = each_tensor(self._pinned, batch)
         if self._lane is None:
             return batch
         shipped = Shipped(batch)
@@ -86,7 +93,7 @@ class Delivery:
     def receive(self, shipped: Any) -> Any:
         """Give the batch to the training loop. Called by its thread, whose current stream uses it from now on."""
         if not isinstance(shipped, Shipped):
-            return each_tensor(_pinned, shipped) if self._pin else shipped
+            return each_tensor(self._pinned, shipped) if self._pin else shipped
         assert self._lane is not None
         with self._lock:
             flight = shipped.flight or self._copy(self._lane, shipped)
@@ -115,12 +122,24 @@ class Delivery:
         return flight
 
     def _allocate(self, nbytes: int) -> Bytes:
-        return lanes.pinned(nbytes) if self._pin or self._lane else lanes.plain(nbytes)
+        if self._lane:
+            return lanes.pinned(nbytes)
+        if not self._pin:
+            return lanes.plain(nbytes)
+        block = lanes.pinned(nbytes)
+        if nbytes:
+            owner = cast("torch.Tensor", block.base)
+            self._owners[owner.data_ptr()] = owner
+        return block
 
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """Give the tensor if its memory is page-locked, else a copy: of what a user's `transform` or `collate` made."""
-    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Give a tensor in page-locked memory that torch knows: a copy of what `transform` or `collate` made."""
+        if tensor.device.type != "cpu":
+            return tensor
+        owner = self._owners.get(tensor.data_ptr())
+        if owner is None:
+            return tensor.pin_memory()
+        return owner[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
 
 def _lane_to(device: str) -> Lane:

@@ -51,6 +51,11 @@ class Pool:
         """Bytes that lie free."""
         return sum(size * len(blocks) for size, blocks in list(self._free.items()))
 
+    def keep_nothing(self) -> None:
+        """From now on give back at once what nobody holds, and what lies free: to whatever `allocate` has it from."""
+        self._keep_bytes = 0
+        self._free.clear()
+
     def take(self, nbytes: int) -> Bytes:
         """Give so many bytes, whose values are whatever they are; they come back when the last view of them is gone."""
         if nbytes < SMALLEST_BYTES:

@@ -4,14 +4,19 @@ Work that a stream is given is not done when it is given, but as late as CUDA ma
 host that reads too early finds `POISON`, memory that was used again too early is written over, and so on: what is
 wrong in the order becomes wrong in the values. There are two schedules: "lazy" does only what is waited for, "eager"
 first does whatever else may be done. Copies go by address, as they do on a GPU: they keep no memory alive.
+
+Page-locked memory is used again as torch's CachingHostAllocator does: when nobody holds it and the copies are done that
+it knows of, which it finds by the storage of the tensor that is copied, or by the address where a block begins.
 """
 
 import ctypes
 import os
 import threading
+import weakref
 from collections import deque
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 POISON = 0xA5
@@ -65,12 +70,35 @@ class Stream:
         self.add(event)
 
 
+class Block:
+    """Page-locked memory of torch's."""
+
+    def __init__(self, nbytes):
+        self.memory = np.empty(nbytes, np.uint8)
+        self.nbytes, self.start = nbytes, self.memory.ctypes.data
+        self.storage, self.lent, self.copies = None, False, 0
+
+    def lend(self, like):
+        """Give it as a tensor; it is back when nobody holds that, or a view of it."""
+        self.memory[:] = POISON
+        lent = self.memory[: like.nbytes]
+        weakref.finalize(lent, self.back).atexit = False
+        self.lent = True
+        plain = torch.from_numpy(lent)
+        self.storage = plain.untyped_storage()._cdata
+        return plain.view(like.dtype).view(like.shape)
+
+    def back(self):
+        self.lent = False
+
+
 class Gpus:
     """Two of them, in place of torch's; `patch` is pytest's."""
 
     def __init__(self, patch, schedule):
         self.lock, self.schedule, self.pid = threading.RLock(), schedule, os.getpid()
         self.streams, self.memory, self.pinned, self.recorded = [], [], [], []
+        self.blocks = []  # all page-locked memory; `pinned` is emptied by tests
         self.waited_in = set()  # names of the threads that waited for a GPU
         self._threads = threading.local()
         self.Event, self.Stream = type("Event", (Event,), {"gpus": self}), type("Stream", (Stream,), {"gpus": self})
@@ -130,17 +158,22 @@ class Gpus:
         self._threads.streams = before
 
     def _empty(self, *size, pin_memory=False, **how):
-        block = self._really["empty"](*size, **how)
-        if pin_memory:
-            self.check()
-            block.view(torch.uint8).fill_(POISON)
-            self.pinned.append(block)
-        return block
+        plain = self._really["empty"](*size, **how)
+        if not pin_memory or not plain.nbytes:
+            return plain
+        self.check()
+        with self.lock:
+            free = [block for block in self.blocks if not (block.lent or block.copies)]
+            block = next((block for block in free if block.nbytes == plain.nbytes), None)
+            if block is None:
+                block = Block(plain.nbytes)
+                self.blocks.append(block)
+                self.pinned.append(block)
+            return block.lend(plain)
 
     def _is_pinned(self, tensor):
-        start = tensor.data_ptr()
         return not tensor.numel() or any(
-            block.data_ptr() <= start < block.data_ptr() + block.nbytes for block in self.pinned
+            block.start <= tensor.data_ptr() < block.start + block.nbytes for block in self.blocks
         )
 
     def _pin_memory(self, tensor):
@@ -167,12 +200,27 @@ class Gpus:
         there = self._really["empty"](tensor.shape, dtype=tensor.dtype)
         there.reshape(-1).view(torch.uint8).fill_(POISON)
         self.memory.append(there)
-        self._move(there, tensor, device)
+        self._move(there, tensor, device, self._known(tensor))
         return there.as_subclass(self.kinds[device.index])
 
-    def _move(self, to, source, device):
+    def _known(self, tensor):
+        """Find what torch's allocator would know to be copied."""
+        storage, start = tensor.untyped_storage()._cdata, tensor.data_ptr()
+        return next((block for block in self.blocks if block.lent and storage == block.storage), None) or next(
+            (block for block in self.blocks if block.lent and start == block.start), None
+        )
+
+    def _move(self, to, source, device, block=None):
         where = to.data_ptr(), source.data_ptr(), to.nbytes
-        self.current_stream(device).add(lambda: ctypes.memmove(*where))
+
+        def move():
+            ctypes.memmove(*where)
+            if block is not None:
+                block.copies -= 1
+
+        if block is not None:
+            block.copies += 1
+        self.current_stream(device).add(move)
 
     # -- doing the work
 

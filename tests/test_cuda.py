@@ -111,6 +111,19 @@ def test_a_batch_reaches_the_gpu_through_page_locked_memory(server, ring_name, d
         assert moved.info == batch.info
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(1, None)], ids=["whole", "part"])
+def test_a_page_locked_batch_may_be_let_go_of_while_it_is_copied(server, ring_name, dataset, part):
+    fill(server, ring_name, range(60), size=1_000_000, capacity="400MB")
+    busy = torch.randn(4000, 4000, device="cuda")
+    seen = []
+    for batch in dataset(batch_size=2, pin_memory=True):
+        busy = (busy @ busy).tanh()  # the copy comes after it, and the loop does not wait
+        there = batch["x"][part].to("cuda", non_blocking=True)
+        seen.append((batch["n"][part].tolist(), there[:, 0], there.amin(1), there.amax(1)))
+    for numbers, *found in seen:
+        assert [one.tolist() for one in found] == [numbers] * 3
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("size", [4, IN_PARTS, 1_000_000])
 def test_batches_come_on_the_gpu(server, ring_name, dataset, num_workers, size):

@@ -88,6 +88,17 @@ def test_page_locked_memory_is_used_again_and_not_before_its_copy_is_done(server
     assert len(large) <= 8
 
 
+@pytest.mark.parametrize("options", [{}, {"transform": dict}, {"fields": ("x", "n")}])
+@pytest.mark.parametrize("part", [slice(None), slice(1, None)], ids=["whole", "part"])
+def test_a_page_locked_batch_may_be_let_go_of_while_it_is_copied(server, ring_name, dataset, gpus, part, options):
+    fill(server, ring_name, range(40), size=SIZE)
+    data = dataset(batch_size=2, pin_memory=True, **options)
+    there = [(batch["x"][part].to("cuda:0", non_blocking=True), batch["n"][part].tolist()) for batch in data]
+    for x, numbers in there:
+        assert (gpus.seen(x) == torch.tensor(numbers)[:, None]).all(), numbers
+    assert sum(len(numbers) for _, numbers in there) == (40 if part.start is None else 20)
+
+
 def test_no_more_than_prefetch_batches_are_sent_ahead(gpus):
     delivery = onto.Delivery("cuda:0", ahead=2)
     sent = [delivery.ship({"x": torch.full((5,), float(i))}) for i in range(5)]
