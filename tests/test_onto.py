@@ -186,6 +186,10 @@ def test_what_was_made_before_is_page_locked_when_it_is_handed_out(gpus):
     assert batch["x"].tolist() == [1, 1, 1]
 
 
+without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+
+
+@without_a_gpu
 def test_without_a_gpu_page_locked_memory_is_told_and_left(server, ring_name, dataset, caplog):
     fill(server, ring_name, range(8))
     assert drain(dataset(batch_size=4, pin_memory=True)) == list(range(8))
@@ -245,6 +249,7 @@ def test_a_plain_loaders_workers_refuse_a_device(server, ring_name, dataset, gpu
 # -- devices that are not there
 
 
+@without_a_gpu
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:9"])
 def test_without_a_gpu_a_device_is_refused_when_reading_begins(dataset, device, num_workers):
