@@ -140,7 +140,10 @@ class Connection:
 
     def give_back(self, line: Line) -> None:
         """Keep a line, on which nothing is under way, for this thread."""
-        self._idle().append(line)
+        if line.is_cut:
+            line.drop()
+        else:
+            self._idle().append(line)
 
     def _idle(self) -> list[Line]:
         idle: list[Line] = self._mine.__dict__.setdefault("idle", [])

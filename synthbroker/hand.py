@@ -11,6 +11,8 @@ Job = Callable[[], None]
 class Hand:
     """A thread for jobs that its owner waits for; begun with the first one.
 
+    Not for owners whom a signal may interrupt (the main thread): a job could be left that nobody waited for.
+
     Args:
         name: Of the thread.
     """

@@ -10,8 +10,7 @@ from synthbroker.hand import Hand
 from synthbroker.line import Line
 from synthbroker.wire import Slice
 
-LANES = 2
-_AHEAD_BYTES = 2 * 2**20  # asked for and not yet here, of each lane: the server holds it all in memory besides
+_AHEAD_BYTES = 2 * 2**20  # asked for and not yet here, by each connection: the server holds it all in memory besides
 _SPLIT_BYTES = 4 * 2**20  # what is less, like most samples, comes over one connection: handing some over costs as much
 
 
@@ -30,7 +29,7 @@ class Inflow:
         connection: The way to the server.
         command: Writes the command that reads a slice.
         between: Called by the thread that receives, before each part of its own.
-        lanes: Over how many connections.
+        connections: How many there are.
     """
 
     def __init__(
@@ -38,12 +37,12 @@ class Inflow:
         connection: Connection,
         command: Callable[[Slice], Sequence[Any]],
         between: Callable[[], None] = lambda: None,
-        lanes: int = LANES,
+        connections: int = 2,
     ) -> None:
-        self._lanes = [_Lane(connection, command) for _ in range(lanes)]
+        self._flows = [_Flow(connection, command) for _ in range(connections)]
         self._between = between
-        self._turns: deque[int] = deque()  # the lane of each part that is wanted
-        self._hand = Hand("synthbroker-lane")
+        self._turns: deque[int] = deque()  # the connection of each part that is wanted
+        self._hand = Hand("synthbroker-flow")
 
     def __enter__(self) -> Self:
         return self
@@ -55,10 +54,10 @@ class Inflow:
     def want(self, slices: Iterable[Slice]) -> None:
         """Say which parts of one sample are wanted, after all that was wanted before."""
         slices = list(slices)
-        lanes = len(self._lanes) if sum([one.size for one in slices]) >= _SPLIT_BYTES else 1
+        flows = len(self._flows) if sum([one.size for one in slices]) >= _SPLIT_BYTES else 1
         for i, one in enumerate(slices):
-            self._turns.append(i % lanes)
-            self._lanes[i % lanes].want(one)
+            self._turns.append(i % flows)
+            self._flows[i % flows].want(one)
 
     def receive(
         self, parts: Sequence[Sequence[memoryview]], came: Callable[[int], None] = lambda _: None
@@ -78,20 +77,20 @@ class Inflow:
         turns = [self._turns.popleft() for _ in parts]
         there = [False] * len(parts)
 
-        def receive(lane: int, between: Callable[[], None]) -> None:
+        def receive_by(flow: int, between: Callable[[], None]) -> None:
             for i, turn in enumerate(turns):
-                if turn == lane:
+                if turn == flow:
                     between()
-                    there[i] = self._lanes[lane].receive(parts[i])
+                    there[i] = self._flows[flow].receive(parts[i])
                     if there[i]:
                         came(i)
 
         try:
             if any(turns):
-                with self._hand.doing(partial(receive, 1, lambda: None), self._lanes[1].cut):
-                    receive(0, self._between)
+                with self._hand.doing(partial(receive_by, 1, lambda: None), self._flows[1].cut):
+                    receive_by(0, self._between)
             else:
-                receive(0, self._between)
+                receive_by(0, self._between)
         except BaseException:
             self.clear()
             raise
@@ -104,11 +103,11 @@ class Inflow:
     def clear(self) -> None:
         """Want nothing any more; what is under way is lost with its lines."""
         self._turns.clear()
-        for lane in self._lanes:
-            lane.clear()
+        for flow in self._flows:
+            flow.clear()
 
 
-class _Lane:
+class _Flow:
     """Parts that come over one connection, one behind the other."""
 
     def __init__(self, connection: Connection, command: Callable[[Slice], Sequence[Any]]) -> None:

@@ -38,7 +38,7 @@ class Line:
     """One borrowed connection. Commands may be sent ahead; replies come in the order of the commands."""
 
     def __init__(self, connection: Any, where: str, pool: Any = None) -> None:
-        self.pool, self.pid = pool, os.getpid()
+        self.pool, self.pid, self.is_cut = pool, os.getpid(), False
         self._connection = connection
         self._where = where
         # The socket is redis-py's own; it offers no other way to send and read without copying.
@@ -63,7 +63,8 @@ class Line:
             self.pool.release(self._connection)
 
     def cut(self) -> None:
-        """Make whoever waits for it in another thread fail; it is dropped there."""
+        """Make whoever waits for it in another thread fail; it serves nobody any more."""
+        self.is_cut = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -102,7 +103,9 @@ class Line:
         return self._connection.read_response(disable_decoding=True)
 
     def has_come(self) -> bool:
-        """Say whether a reply has begun to come."""
+        """Say whether a reply has begun to come, or none will; what comes through TLS may be something else."""
+        if self._socket.fileno() < 0:
+            return True
         if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
             return True
         poll = select.poll()

@@ -127,19 +127,30 @@ class Delivery:
         if not self._pin:
             return lanes.plain(nbytes)
         block = lanes.pinned(nbytes)
-        if nbytes:
-            owner = cast("torch.Tensor", block.base)
+        owner = cast("torch.Tensor", block.base)
+        with self._lock:
             self._owners[owner.data_ptr()] = owner
         return block
 
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Give a tensor in page-locked memory that torch knows: a copy of what `transform` or `collate` made."""
+        """Give a tensor in page-locked memory that torch knows as its own."""
         if tensor.device.type != "cpu":
             return tensor
-        owner = self._owners.get(tensor.data_ptr())
-        if owner is None:
+        if tensor.layout != torch.strided or not (tensor.numel() and tensor.is_pinned()):
             return tensor.pin_memory()
-        return owner[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        owner = self._owner_of(tensor.data_ptr())
+        if owner is None:
+            return tensor
+        offset, size = tensor.data_ptr() - owner.data_ptr(), tensor.element_size()
+        if type(tensor) is not torch.Tensor or tensor.is_conj() or tensor.is_neg() or offset % size:
+            return tensor.clone().pin_memory()
+        typed = owner[: owner.nbytes // size * size].view(tensor.dtype)
+        return typed.as_strided(tensor.shape, tensor.stride(), offset // size)
+
+    def _owner_of(self, address: int) -> torch.Tensor | None:
+        with self._lock:
+            owners = list(self._owners.items())
+        return next((owner for start, owner in owners if start <= address < start + owner.nbytes), None)
 
 
 def _lane_to(device: str) -> Lane:

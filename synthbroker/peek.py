@@ -51,7 +51,7 @@ def _sample(ring: Ring, meta: Meta, given: Given) -> Batch:
     wire.check_schema(entry.head, schema.parse(meta.schema), largest_free_bytes(meta))
     arrays = {tensor.name: np.empty(tensor.shape, tensor.dtype) for tensor in entry.head.tensors}
     targets = {name: codec.as_bytes(array) for name, array in arrays.items()}
-    with ring.inflow() as inflow:
+    with ring.inflow(connections=1) as inflow:
         (whole,) = fetch_shared(inflow, [entry], Pool(0))
         if whole is None:
             raise MissingPartError("its part is gone")

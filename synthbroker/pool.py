@@ -54,7 +54,8 @@ class Pool:
     def keep_nothing(self) -> None:
         """From now on give back at once what nobody holds, and what lies free: to whatever `allocate` has it from."""
         self._keep_bytes = 0
-        self._free.clear()
+        for blocks in list(self._free.values()):
+            blocks.clear()
 
     def take(self, nbytes: int) -> Bytes:
         """Give so many bytes, whose values are whatever they are; they come back when the last view of them is gone."""

@@ -21,13 +21,13 @@ from synthbroker.live import LiveSource
 from synthbroker.options import ReadOptions
 from synthbroker.payload import MissingPartError, fetch_shared
 from synthbroker.pool import Pool
+from synthbroker.reading import InHand, Read, read
 from synthbroker.replies import Given
 from synthbroker.ring import Ring
 from synthbroker.rounds import RoundSource
 from synthbroker.seats import Counts, Found, Seat, Source
 from synthbroker.source import GroupSource
 from synthbroker.telling import Teller
-from synthbroker.wire import Entry
 
 log = logging.getLogger("synthbroker")
 
@@ -88,11 +88,10 @@ class Reader:
         self._error: BaseException | None = None
         self._changed = Condition()
         self._sample_bytes = _BYTES_AT_ONCE  # of the last one; the first may be large
-        self._in_hand: deque[tuple[Given, Entry]] = deque()  # given to us and not yet in a batch
+        self._in_hand: deque[InHand] = deque()
         self._inflow = self._ring.inflow(between=self._look_ahead)  # of those
-        self._shared = self._ring.inflow(lanes=1)  # of parts that several of them share
-        self._next: Found | None = None  # here before it is wanted
-        self._given_s = 0.0
+        self._shared = self._ring.inflow(connections=1)  # of parts that several of them share
+        self._next: Read | None = None  # here before it is wanted
         self._plan: Plan | None = None
         self._pool = finish.memory or Pool(MOST_PREFETCHED_BYTES)
         self._reserved = seat.workers > 1  # a worker's batches leave it at once
@@ -163,8 +162,6 @@ class Reader:
             self._thread.join(_LAST_WORD_S)
         with contextlib.suppress(SynthbrokerError):
             self.flush()
-        self._inflow.end()
-        self._shared.end()
         self.source.close(leave=self.leaves)
         self._ring.connection.close()
 
@@ -182,6 +179,8 @@ class Reader:
             self._end(error)
         else:
             self._end()
+        finally:
+            self._inflow.end()
 
     def _end(self, error: BaseException | None = None) -> None:
         """Give no more batches; closing takes the connection away from under whatever waits, which is no error."""
@@ -212,13 +211,14 @@ class Reader:
             if self._in_hand:
                 self._look_ahead()
             else:
-                found = self._next or self.source.take(assembly.missing, self._most(), assembly.holding)
+                some = self._next or self._take(assembly)
+                found = some.found
                 assembly.others += found.others
                 assembly.round = assembly.round or found.round
+                if not self._stop.is_set():
+                    self._take_up(some)
             if self._stop.is_set():
                 return False
-            if not self._in_hand:
-                self._take_up(found)
             if assembly.epoch != self._ring.epoch:
                 cut = not self._carry_over(assembly)
                 if cut:
@@ -253,89 +253,84 @@ class Reader:
         """Say how many samples to take where many are waiting: small ones many, large ones when there is a place."""
         return min(_MOST_AT_ONCE, _BYTES_AT_ONCE // max(self._sample_bytes, 1))
 
-    def _take_up(self, found: Found) -> None:
-        self._next = None
-        self._given_s = found.now_s
-        self.counts.overrun += found.gone
-        self._take_in_hand(found.samples)
-        if len(found.samples) > self.options.batch_size:  # so many are waiting that the next ones may be looked for
-            self.source.ahead(1, self._most())
+    def _take(self, assembly: Assembly) -> Read:
+        found = self.source.take(assembly.missing, self._most(), assembly.holding)
+        return read(found, self._planned())  # the source may have joined another ring
 
-    def _take_in_hand(self, samples: Sequence[Given]) -> None:
-        """Read entries, and what lies in parts that they share; what cannot be used is counted and told."""
-        plan, bad = self._planned(), []
-        read: list[tuple[Given, Entry]] = []
-        for given in samples:
-            try:
-                read.append((given, plan.read(given)))
-            except DamagedSampleError as error:
-                bad.append((given, error))
-        entries = [entry for _, entry in read]
-        if any(entry.start is not None for entry in entries):
-            whole = self._keep_trying(lambda: fetch_shared(self._shared, entries, plan.pool))
-            for (given, _), entry in zip(read, whole, strict=True):
-                if entry is None:
-                    bad.append((given, MissingPartError("its part is gone")))
-                else:
-                    self._in_hand.append((given, entry))
+    def _take_up(self, some: Read) -> None:
+        """Take samples in hand, with what lies in parts that they share; what cannot be used is counted and told."""
+        self._next = None
+        self.counts.overrun += some.found.gone
+        bad = some.bad
+        if some.plain:
+            self._in_hand.extend(some.samples)
         else:
-            self._in_hand.extend(read)
+            entries = [one.entry for one in some.samples]
+            whole = self._keep_trying(lambda: fetch_shared(self._shared, entries, self._planned().pool))
+            for one, entry in zip(some.samples, whole, strict=True):
+                if entry is None:
+                    bad.append((one.given, MissingPartError("its part is gone")))
+                else:
+                    self._in_hand.append(one._replace(entry=entry))
         self._want(self._in_hand)
         self._set_aside(bad)
+        if len(some.found.samples) > self.options.batch_size:  # so many are waiting that the next may be looked for
+            self.source.ahead(1, self._most())
 
-    def _want(self, entries: Iterable[tuple[Given, Entry]]) -> None:
+    def _want(self, samples: Iterable[InHand]) -> None:
         """Have all parts of these come, one sample behind the other, as the batches will ask for them."""
         names = self._planned().names
-        for _, entry in entries:
-            self._inflow.want(entry.slices(names))
+        for one in samples:
+            self._inflow.want(one.entry.slices(names))
 
     def _receive(self, assembly: Assembly) -> None:
         """Receive what is in hand into a batch, as far as there is a place."""
-        entries: deque[tuple[Given, Entry]] = deque()
+        samples: deque[InHand] = deque()
         bad: list[tuple[Given, DamagedSampleError]] = []
-        while self._in_hand and len(entries) < assembly.missing:
-            entries.append(self._in_hand.popleft())
+        while self._in_hand and len(samples) < assembly.missing:
+            samples.append(self._in_hand.popleft())
         again = False
 
         def attempt() -> None:
             nonlocal again
             if again:  # the connection is gone, and what was under way with it
-                self._want([*entries, *self._in_hand])
+                self._want([*samples, *self._in_hand])
             again = True
-            self._receive_some(assembly, entries, bad)
+            self._receive_some(assembly, samples, bad)
 
         self._keep_trying(attempt)
         self._set_aside(bad)
 
     def _receive_some(
-        self,
-        assembly: Assembly,
-        entries: "deque[tuple[Given, Entry]]",
-        bad: list[tuple[Given, DamagedSampleError]],
+        self, assembly: Assembly, samples: deque[InHand], bad: list[tuple[Given, DamagedSampleError]]
     ) -> None:
-        """Receive samples one by one; each leaves `entries` when it is settled, so that this can be repeated."""
-        while entries:
-            given, entry = entries[0]
+        """Receive samples one by one; each leaves `samples` when it is settled, so that this can be repeated."""
+        while samples:
+            given, entry, now_s = samples[0]
             try:
-                nbytes = assembly.add(given, entry, self._given_s, self._inflow.receive)
+                nbytes = assembly.add(given, entry, now_s, self._inflow.receive)
             except DamagedSampleError as error:
                 bad.append((given, error))
             else:
                 self._sample_bytes = nbytes
                 self.counts.samples += 1
                 self.counts.raw_bytes += nbytes
-            entries.popleft()
+            samples.popleft()
 
     def _look_ahead(self) -> None:
-        """See to it that what is wanted next is on its way, or in hand, before all that is in hand now has come."""
-        if self._next is None:
-            self._next = self.source.arrived()
+        """See to it that what is wanted next is on its way, or in hand, before all that is in hand now has come.
+
+        Waits for nothing, and raises nothing: it is called while a sample is received.
+        """
+        if self._next is None and (found := self.source.arrived()) is not None:
+            self._next = read(found, self._planned())
         if self._in_hand:
             return
-        if self._next is not None:
+        if self._next is None:
+            if self._goes_on():
+                self.source.ahead(self.options.batch_size, self._most())
+        elif self._next.plain:
             self._take_up(self._next)
-        elif self._goes_on():
-            self.source.ahead(self.options.batch_size, self._most())
 
     def _goes_on(self) -> bool:
         """Say whether another batch is wanted after the one in the making, as things are."""

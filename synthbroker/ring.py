@@ -18,7 +18,7 @@ from synthbroker.errors import (
     ServerRefusedError,
     ShutOutError,
 )
-from synthbroker.inflow import LANES, Inflow
+from synthbroker.inflow import Inflow
 from synthbroker.replies import Answer, Given, Incarnation, Meta, Reply, Settings
 from synthbroker.sharing import Shared, alone
 from synthbroker.wire import Encoded, Slice
@@ -310,10 +310,10 @@ class Ring:
         return int(seconds) + int(microseconds) / 1e6
 
     def inflow(
-        self, slices: Iterable[Slice] = (), between: Callable[[], None] = lambda: None, lanes: int = LANES
+        self, slices: Iterable[Slice] = (), between: Callable[[], None] = lambda: None, connections: int = 2
     ) -> Inflow:
         """Receive parts; these, of one sample, are wanted first."""
-        inflow = Inflow(self.connection, self._read_command, between, lanes)
+        inflow = Inflow(self.connection, self._read_command, between, connections)
         inflow.want(slices)
         return inflow
 

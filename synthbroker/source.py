@@ -142,11 +142,12 @@ class GroupSource:
             self._coming = self._ask(max(min(count, most), 1), most)
 
     def arrived(self) -> Found | None:
-        """Give what was asked for ahead, if it is here and in order; else `take` will see to it."""
-        if self._coming is None or not self._coming.is_here():
+        """Give what was asked for ahead, if it is here and nothing but fresh; else `take` will see to it."""
+        coming = self._coming
+        if coming is None or not coming.is_here() or self._ring.epoch != self._epoch:
             return None
-        taken = self._coming.in_order
-        if taken is None:
+        taken = coming.in_order
+        if taken is None or any(one.uses > 1 or self._memory.came_before(one) for one in taken.samples):
             return None
         self._coming = None
         return self._give(self._noted(taken))

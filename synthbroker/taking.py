@@ -22,7 +22,7 @@ class Asked:
         steps: Each gives the line on which the next answer comes; in the end the script's first word, and what it gave.
     """
 
-    def __init__(self, steps: "Generator[Line, None, tuple[str, Taken | None]]") -> None:
+    def __init__(self, steps: Generator[Line, None, tuple[str, Taken | None]]) -> None:
         self._steps = steps
         self._line: Line | None = None
         self._found: tuple[str, Taken | None] = "", None
@@ -100,8 +100,9 @@ def begin(ring: Ring, script: str, told: Sequence[Any]) -> Asked:
 
 
 def _giving(ring: Ring, script: str, told: Sequence[Any]) -> Generator[Line, None, tuple[str, Taken | None]]:
+    epoch = ring.epoch
     with ring.connection.line() as line:
-        key, arguments = ring.prefix + "meta", (ring.epoch, *told)
+        key, arguments = ring.prefix + "meta", (epoch, *told)
         line.send_script(script, key, *arguments)
         yield line
         reply = ring.checked(line.script_reply(script, key, *arguments))
@@ -114,7 +115,7 @@ def _giving(ring: Ring, script: str, told: Sequence[Any]) -> Generator[Line, Non
         if own:
             _ask_for_entries(ring, line, own)
             yield line
-            found = _read_entries(ring, line, len(own))
+            found = _read_entries(ring, line, len(own), epoch)
     samples = tuple(
         [
             Given(number, uses, replies.fields_of(found[number]))
@@ -133,9 +134,9 @@ def _ask_for_entries(ring: Ring, line: Line, runs: Sequence[tuple[int, int, int]
     line.send(*ranges, ("HGET", ring.prefix + "meta", "epoch"))
 
 
-def _read_entries(ring: Ring, line: Line, runs: int) -> dict[int, Reply]:
+def _read_entries(ring: Ring, line: Line, runs: int, epoch: str) -> dict[int, Reply]:
     """Read the entries of so many runs of samples, those that are there."""
     entries = list(itertools.chain.from_iterable([line.reply() for _ in range(runs)]))
-    if line.reply() != ring.epoch.encode():
+    if line.reply() != epoch.encode():
         raise RingMissingError(f"ring {ring.name!r} on {ring.connection.where} was made anew")
     return {replies.number_of(entry_id): fields for entry_id, fields in entries if entry_id.endswith(b"-0")}

@@ -180,7 +180,8 @@ class Gpus:
         if self._is_pinned(tensor):
             return tensor
         block = self._empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
-        return self._really["copy_"](block.view(tensor.dtype).reshape(tensor.shape), tensor)
+        there = self._really["copy_"](block.view(tensor.dtype).reshape(tensor.shape), tensor)
+        return there.as_subclass(type(tensor))
 
     def _copy(self, to, source, non_blocking=False):
         if not isinstance(source, _OnGpu):

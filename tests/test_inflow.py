@@ -13,7 +13,7 @@ from servers import eventually
 from synthbroker import taking
 from synthbroker.errors import RingMissingError
 from synthbroker.wire import Slice
-from tools import SOON_S, check_ledger, counters, drain, fill, pending, reasons
+from tools import SOON_S, check_ledger, counters, drain, fill, number, pending, reasons
 
 MIB = 2**20
 LARGE = 1_100_000  # numbers: a sample of five parts
@@ -113,7 +113,7 @@ def test_a_reader_that_is_closed_while_large_samples_come_leaves_them_to_others(
     before = set(threading.enumerate())
     consumer = sb.Consumer(server.url, ring=ring_name, group="g", batch_size=2, prefetch=1)
     assert drain([next(iter(consumer))]) == [0, 1]
-    assert "synthbroker-lane" in [thread.name for thread in set(threading.enumerate()) - before]
+    assert "synthbroker-flow" in [thread.name for thread in set(threading.enumerate()) - before]
     consumer.close()
     eventually(lambda: set(threading.enumerate()) <= before, "its threads are gone", deadline_s=SOON_S)
     assert drain(sb.Consumer(server.url, ring=ring_name, group="g", batch_size=2)) == list(range(8))
@@ -161,3 +161,50 @@ def test_no_more_is_taken_ahead_than_is_made_ready(server: Any, ring_name: str, 
         at_rest = list(range(2 * round_ + 1, 2 * (round_ + 1 + prefetch) + 1))
         eventually(lambda: pending(server, ring_name, "g") == at_rest, f"it has {at_rest}", deadline_s=SOON_S)  # noqa: B023
     assert counters(server, ring_name, "g")["delivered"] == at_rest[-1]
+
+
+def test_small_samples_behind_large_ones_are_not_lost_where_the_server_goes_while_they_are_looked_for(
+    own_server: Any, ring_name: str
+) -> None:
+    server = own_server()
+    with sb.Producer(
+        server.url, ring=ring_name, capacity="300MB", producers=1, codec="raw", schema="n:i64[] x:f32[*]"
+    ) as out:
+        for i in range(12):
+            out.put(number(i, 400_000 if i < 4 else 5_000))
+    with lossy(server) as line:
+        consumer = sb.Consumer(line.url, ring=ring_name, group="g", batch_size=4, prefetch=3, wait_s=SOON_S)
+        line.lose_answer_to("GETRANGE", keep_bytes=1_000)
+        assert drain(consumer) == list(range(12))
+        assert line.lost == 1
+    assert pending(server, ring_name, "g") == []
+    check_ledger(server, ring_name, "g")
+
+
+def test_a_reader_whose_transform_outlasts_its_end_ends_as_well(server: Any, ring_name: str, dataset: Any) -> None:
+    fill(server, ring_name, range(8), **OPTIONS)
+    begun, goes_on, before = threading.Event(), threading.Event(), set(threading.enumerate())
+
+    def slow(sample: Any) -> Any:
+        if int(sample["n"]) == 3:
+            begun.set()
+            assert goes_on.wait(SOON_S)
+        return sample
+
+    data = dataset(batch_size=1, prefetch=4, transform=slow)
+    next(iter(data))
+    assert begun.wait(SOON_S)
+    data.close()
+    goes_on.set()
+    eventually(lambda: set(threading.enumerate()) <= before, "its threads are gone", deadline_s=SOON_S)
+
+
+def test_looking_at_large_samples_takes_few_connections(server: Any, ring_name: str) -> None:
+    fill(server, ring_name, range(8), **OPTIONS)
+
+    def made() -> int:
+        return int(server.client().info("stats")["total_connections_received"])
+
+    before = made()
+    assert len(sb.peek(ring_name, 8, url=server.url)) == 8
+    assert made() - before <= 5

@@ -80,6 +80,7 @@ ORDER = [
     "rounds",
     "payload",
     "assemble",
+    "reading",
     "telling",
     "reader",
     "progress",

@@ -288,3 +288,53 @@ def test_the_pretended_gpu_shows_what_an_unmarked_use_would_see(gpus):
     if gpus.schedule == "lazy":
         assert not (gpus.seen(there) == 1).any()
     assert bare(there).shape == (3,)
+
+
+VIEWS = {
+    "turned": lambda x: x.T,
+    "some": lambda x: x[1:, ::2],
+    "expanded": lambda x: x[None].expand(3, -1, -1),
+    "bytes": lambda x: x.view(torch.uint8)[:, 1:5],
+    "negative": lambda x: torch.view_as_complex(x.reshape(-1, 100, 2)).conj().imag,
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_view_that_a_user_makes_of_page_locked_memory_keeps_its_values(server, ring_name, dataset, gpus, view):
+    fill_plainly(server, ring_name)
+    data = dataset(batch_size=1, pin_memory=True, collate=lambda samples: {"x": view(samples[0]["x"])})
+    for i, batch in enumerate(data):
+        assert batch["x"].is_pinned()
+        assert torch.equal(batch["x"], view(PLAIN + i))
+
+
+def test_a_view_of_page_locked_memory_may_be_let_go_of_while_it_is_copied(server, ring_name, dataset, gpus):
+    fill_plainly(server, ring_name)
+    data = dataset(batch_size=1, pin_memory=True, collate=lambda samples: {"x": samples[0]["x"][1:]})
+    there = [batch["x"].to("cuda:0", non_blocking=True) for batch in data]
+    for i, x in enumerate(there):
+        assert torch.equal(gpus.seen(x), (PLAIN + i)[1:])
+
+
+PLAIN = torch.arange(60_000, dtype=torch.float32).reshape(300, 200)
+
+
+def fill_plainly(server, ring):
+    with sb.Producer(server.url, ring=ring, capacity="50MB", producers=1, codec="raw") as out:
+        for i in range(20):
+            out.put({"x": PLAIN + i})
+
+
+def test_a_tensor_of_a_users_own_class_keeps_it(server, ring_name, dataset, gpus):
+    class Image(torch.Tensor):
+        pass
+
+    fill(server, ring_name, range(6), size=SIZE)
+    data = dataset(
+        batch_size=1,
+        pin_memory=True,
+        collate=lambda samples: {"x": samples[0]["x"].as_subclass(Image), "n": samples[0]["n"]},
+    )
+    for i, batch in enumerate(data):
+        assert type(batch["x"]) is Image
+        assert (batch["x"].as_subclass(torch.Tensor) == i).all()
