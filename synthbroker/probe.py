@@ -33,6 +33,15 @@ def answers(endpoint: Endpoint, *, patience_s: float, at: str | None = None) -> 
         return False
 
 
+def loads(endpoint: Endpoint, *, patience_s: float, at: str | None = None) -> bool:
+    """Say whether a server still reads its data from disk: it says so, or does not come to answering."""
+    try:
+        with _asked(endpoint, ("PING",), patience_s, at) as replies:
+            return replies.readline(4096).startswith(b"-LOADING")
+    except OSError:
+        return True
+
+
 def rewrite_log(endpoint: Endpoint, *, patience_s: float, at: str | None = None) -> bool:
     """Have a server begin to write its log anew; False if it does not."""
     with suppress(OSError), _asked(endpoint, ("BGREWRITEAOF",), patience_s, at) as replies:

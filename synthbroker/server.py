@@ -347,11 +347,15 @@ def _mend_log(child: Child, endpoint: Endpoint, config: ServerConfig) -> None:
     Redis 7.0 leaves half a transaction in it where it was torn in the middle of one: it is not carried out now, but the
     next time that the log is read.
     """
+    at = _WILDCARDS.get(config.host, config.host)
+    while probe.loads(endpoint, patience_s=config.start_s, at=at):  # answers other questions meanwhile
+        if child.ended.wait(0.05):
+            raise _ended_early(child)
     if durable.TORN not in child.said():
         return
     _log.warning("the log in %s was torn in its last write; writing it anew", child.log_path.parent)
     end = time.monotonic() + config.start_s
-    begun = probe.rewrite_log(endpoint, patience_s=config.start_s, at=_WILDCARDS.get(config.host, config.host))
+    begun = probe.rewrite_log(endpoint, patience_s=config.start_s, at=at)
     while begun and durable.REWRITTEN not in child.said() and time.monotonic() < end:
         if child.ended.wait(0.05):
             raise _ended_early(child)

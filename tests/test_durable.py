@@ -95,7 +95,9 @@ def test_a_log_that_was_torn_in_the_middle_of_a_step_leaves_no_half_of_it(
         pytest.skip(binaries()[label].missing)
     monkeypatch.setenv("SYNTHBROKER_REDIS_SERVER", str(program))
     both = "redis.call('set', KEYS[1], ARGV[1]); redis.call('set', KEYS[2], ARGV[1])"
+    many = "for i = 1, 200000 do redis.call('set', KEYS[1], i) end"  # a server that reads them answers meanwhile
     with start(tmp_path, "always") as first:
+        ask(first.url, "EVAL", many, "1", "many")
         for value in "1", "2":
             ask(first.url, "EVAL", both, "2", "a", "b", value)
         kill(first)
