@@ -62,11 +62,19 @@ class Run:
         with self.start(die_at=point, **options) as life:
             assert life.wait() == -signal.SIGKILL, f"it dies at {point}"
 
-    def finish(self) -> list[int]:
+    def finish(self, **options: Any) -> list[int]:
         """Let it come to its end; gives what is in the last checkpoint."""
-        with self.start() as life:
+        with self.start(**options) as life:
             assert life.wait() == 0
         return self.marks()
+
+    def empty(self) -> list[int]:
+        """As `finish`, of a ring that has been full: with a checkpoint after each batch.
+
+        A worker that is late with an old sample, by as much as the ring holds, has it full until the next checkpoint.
+        That must not take more samples, for none comes before it.
+        """
+        return self.finish(every=1)
 
     def marks(self) -> list[int]:
         path = self.folder / "checkpoint.json"

@@ -163,9 +163,10 @@ end
 
 local function take_fresh()
   local unread = math.max(group.delivered + 1, ring.first)
-  -- Where many are waiting, a part of the member's fair share may be given ahead of need.
-  local share = math.floor((ring.next - unread) / (AHEAD_SHARE * (#others() + 1)))
-  local most = math.max(missing(), math.min(largest - #given / 2, share))
+  -- Where many are waiting, a part of the member's fair share may be given ahead of need; but not before what dead
+  -- members held, which is older: room is made from the oldest on, and behind fresh ones it would hold all others up.
+  local share = tally.redelivered and 0 or math.floor((ring.next - unread) / (AHEAD_SHARE * (#others() + 1)))
+  local most = math.max(missing(), math.min(largest, share))
   while most > 0 and unread < ring.next do
     local last = math.min(unread + most - 1, ring.next - 1)
     assign(unread, last)
