@@ -213,10 +213,10 @@ class Sender:
             self.pace.on_way.add(time.monotonic() - self._queue[0].added_s)
             self.pace.moved()
         with self._changed:
-            for _ in range(count):
-                outgoing = self._queue.popleft()
-                self._in_flight -= outgoing.nbytes
-                self._begun_bytes -= outgoing.nbytes if outgoing.is_later else 0
+            gone = [self._queue.popleft() for _ in range(count)]
+            self._in_flight -= sum([outgoing.nbytes for outgoing in gone])
+            self._begun_bytes -= sum([outgoing.nbytes for outgoing in gone if outgoing.is_later])
+            gone.clear()  # its memory is free before `put` takes some for what comes next
             self._start_some()
             self._changed.notify_all()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -206,6 +207,24 @@ def test_put_waits_while_too_much_is_in_flight(server, ring_name):
     with sb.Consumer(server.url, ring=ring_name, group="g") as consumer:
         assert drain(consumer) == list(range(30))
     done.result(SOON_S)
+
+
+def test_what_was_sent_holds_no_memory_when_put_may_go_on(server, ring_name, monkeypatch):
+    out = sb.Producer(server.url, ring=ring_name, codec="raw", producers=1)
+    out.put(number(0, 100_000))
+    out.flush()
+    sender, sizes = out._sender, out._packer._pool._sizes
+    handed_over, seen = threading.Event(), []
+    commit, notify = sender.ring.commit, sender._changed.notify_all
+    monkeypatch.setattr(sender.ring, "commit", lambda *a, **k: handed_over.wait(SOON_S) and commit(*a, **k))
+    monkeypatch.setattr(sender._changed, "notify_all", lambda: (seen.append(list(sizes.values())), notify()))
+    for i in range(1, 4):
+        out.put(number(i, 100_000))
+    handed_over.set()
+    out.flush()
+    assert seen
+    assert seen[-1] == []
+    out.close()
 
 
 def test_one_sample_may_be_larger_than_what_may_be_in_flight(server, ring_name):

@@ -1,6 +1,7 @@
 """Time for 100 batches against `num_workers`: out of a ring, and generated inside the DataLoader's workers."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
@@ -65,6 +66,7 @@ def _timed(stage: Stage, loader: Callable[[], Iterable[Any]], batches: int, *, d
     """Time so many batches, after some that are not counted: workers start, and what was made ahead is used up."""
     first = max(int(_WARM_UP * batches), 1)
     begun = ended = 0.0
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more than there are cores
     stage.begin()
     for number, _ in enumerate(loader(), 1):
         if number == first:
