@@ -5,7 +5,7 @@
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from synthbroker import cutting, keys, replies, sharing
@@ -309,13 +309,9 @@ class Ring:
         seconds, microseconds = self.connection.call("TIME")
         return int(seconds) + int(microseconds) / 1e6
 
-    def inflow(
-        self, slices: Iterable[Slice] = (), between: Callable[[], None] = lambda: None, connections: int = 2
-    ) -> Inflow:
-        """Receive parts; these, of one sample, are wanted first."""
-        inflow = Inflow(self.connection, self._read_command, between, connections)
-        inflow.want(slices)
-        return inflow
+    def inflow(self, between: Callable[[], None] = lambda: None, connections: int = 2) -> Inflow:
+        """Receive parts."""
+        return Inflow(self.connection, self._read_command, between, connections)
 
     def _read_command(self, one: Slice) -> tuple[Any, ...]:
         key = self._key(f"part:{one.name}")

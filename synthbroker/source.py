@@ -150,7 +150,8 @@ class GroupSource:
         if taken is None or any(one.uses > 1 or self._memory.came_before(one) for one in taken.samples):
             return None
         self._coming = None
-        return self._give(self._noted(taken))
+        self._remember(taken)
+        return self._give(taken)
 
     def _give(self, taken: Taken) -> Found:
         self._min_fill = 1
@@ -289,9 +290,12 @@ class GroupSource:
         if again:
             self.acknowledge(self._ring.epoch, again)
             taken = replace(taken, samples=tuple([one for one in taken.samples if one.number not in again]))
+        self._remember(taken)
+        return taken
+
+    def _remember(self, taken: Taken) -> None:
         self._note(taken.samples)
         self._memory.note_given(taken.samples)
-        return taken
 
     def _recover(self) -> Taken | None:
         """After an answer that never came: what we were given by it is ours, and nobody else will be given it."""

@@ -35,7 +35,8 @@ def memory_for(sizes: list[int]) -> list[list[memoryview]]:
 def test_every_other_part_of_a_large_sample_comes_over_a_second_connection(rig: Rig, size: int, lines: int) -> None:
     sizes = [size + i for i in range(7)]
     slices, parts, threads = store(rig, sizes), memory_for(sizes), [""] * 7
-    with rig.ring.inflow(slices) as inflow:
+    with rig.ring.inflow() as inflow:
+        inflow.want(slices)
 
         def came(place: int) -> None:
             assert parts[place][0][-1] == place + 1, "it is whole when it is told of"
@@ -54,7 +55,8 @@ def test_parts_of_a_large_sample_that_are_not_there_are_told(rig: Rig, missing: 
     for i in missing:
         rig.keys.delete(rig.key(f"part:large:{i}"))
     seen: list[int] = []
-    with rig.ring.inflow(slices) as inflow:
+    with rig.ring.inflow() as inflow:
+        inflow.want(slices)
         assert inflow.receive(memory_for(sizes), seen.append) == [i not in missing for i in range(4)]
         inflow.want(slices[:1])
         assert inflow.receive(memory_for(sizes[:1])) == [0 not in missing], "the lines are in order"
@@ -75,7 +77,8 @@ def test_who_fails_in_the_middle_has_its_memory_to_itself_afterwards(rig: Rig, w
         if place == {"first": 2, "second": 3}.get(where):
             raise ValueError("enough")
 
-    with rig.ring.inflow(slices, between) as inflow:
+    with rig.ring.inflow(between) as inflow:
+        inflow.want(slices)
         with pytest.raises(ValueError, match="enough"):
             inflow.receive(parts, came)
         for part in parts:

@@ -50,7 +50,8 @@ def test_parts_are_fetched_into_memory_and_missing_ones_are_told(rig: Rig, missi
     for i in missing:
         rig.keys.rename(rig.key(f"part:{entry.uid}:{i}"), f"elsewhere:{rig.ring.name}:{i}")
     slices = [Slice(f"{entry.uid}:{i}", None, size) for i, size in enumerate(sizes)]
-    with rig.ring.inflow(slices) as inflow:
+    with rig.ring.inflow() as inflow:
+        inflow.want(slices)
         there = inflow.receive(pieces)
     assert there == [i not in missing for i in range(2)]
     if not missing:
@@ -67,7 +68,8 @@ def test_who_stops_receiving_parts_leaves_a_clean_line(rig: Rig, received: int) 
         rig.keys.set(rig.key(f"part:{name}"), bytes([i]) * 200_000, ex=60)
     memory = bytearray(200_000)
     slices = [Slice(name, None, 200_000) for name in names]
-    with contextlib.suppress(ValueError), rig.ring.inflow(slices) as inflow:
+    with contextlib.suppress(ValueError), rig.ring.inflow() as inflow:
+        inflow.want(slices)
         for i in range(received):
             assert inflow.receive([[memoryview(memory)]]) == [True]
             assert memory == bytes([i]) * 200_000
