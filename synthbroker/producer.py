@@ -60,7 +60,7 @@ class Producer:
         finite: Short for checks={"*": "finite"}, besides what else is checked.
         reopen: Begin a new run on a ring that has ended.
         name: Who this is, at most 100 letters, digits, `_ . -`; a newer producer of the same name shuts this one out.
-        fields: Names for samples that are tuples.
+        fields: Names for samples that are tuples; samples that are dicts must have these.
         codec: "auto" (what the link and this machine are quickest with, for each field), "lz4", "zstd",
             "lz4-bitshuffle", "zstd-bitshuffle" or "raw", or a dict that names one for some fields (the others go raw).
         cast: Makes floats smaller, with a loss: {"image": "float16"}, "bfloat16", or "bitround:12", which keeps 12 bits
@@ -298,7 +298,8 @@ class Producer:
         if self._known is None and limit and wanted and wanted > LARGEST_SHARE * limit:
             raise RingTooLargeError(
                 f"ring {self._ring.name!r} asks for {units.format_size(wanted)}, but {self._connection.where} has "
-                f"{units.format_size(limit)}, of which a ring may take {LARGEST_SHARE:.0%}"
+                f"{units.format_size(limit)}, of which a ring may take {LARGEST_SHARE:.0%}: ask for less capacity, or "
+                "give the server more (`synthbroker serve --maxmemory`)"
             )
         half = memory.maxmemory // 2 if memory and memory.maxmemory else DEFAULT_CAPACITY_BYTES
         default = min(half, int(LARGEST_SHARE * limit)) if limit else half

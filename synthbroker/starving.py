@@ -87,7 +87,9 @@ class Life:
         named = [str(maker) for maker in self.makers[:_MOST_NAMED]]
         more = [f"and {self.known - len(named)} more"] if self.known > len(named) else []
         newest = [] if self.newest_s is None else [f"newest sample {units.format_duration(self.newest_s)} old"]
-        return "; ".join([*(named or ["no producer is known"]), *more, *newest])
+        done = not self.ended and self.makers and all(maker.state == "closed" for maker in self.makers)
+        cure = ["if no more come, say so with `synthbroker end`, or `producers=` when the ring is made"] if done else []
+        return "; ".join([*(named or ["no producer is known"]), *more, *newest, *cure])
 
 
 def look(ring: Ring) -> Life:

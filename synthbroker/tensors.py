@@ -37,6 +37,10 @@ def as_sample(value: object, names: Sequence[str] | None) -> dict[str, Array | O
         if len(value) != len(names):
             raise ValueError(f"a sample of {len(value)} items where fields={tuple(names)} names {len(names)}")
         value = dict(zip(names, value, strict=True))
+    elif names is not None and set(names) != set(value):
+        raise ValueError(
+            f"a sample with the fields {', '.join(map(str, value))} where fields={tuple(names)} names others"
+        )
     if not value:
         raise ValueError("a sample needs at least one field")
     return {schema.check_name(name): as_array(name, item) for name, item in value.items()}

@@ -353,3 +353,13 @@ def test_tuples_are_taken_and_given_with_names(server, ring_name):
     assert arrays["label"] is label
     (tensors,) = read_tensors(server, ring_name, batch_size=4)
     assert set(tensors) == {"image", "label", "rest"}
+
+
+def test_names_for_tuples_hold_for_dicts_too(server, ring_name):
+    with sb.Producer(server.url, ring=ring_name, capacity="1MB", fields=("image", "label")) as out:
+        out.put({"label": 1, "image": np.zeros(2)})
+        for wrong in {"image": np.zeros(2)}, {"image": np.zeros(2), "label": 1, "rest": 2}:
+            with pytest.raises(ValueError, match=r"fields image.* where fields=\('image', 'label'\) names others"):
+                out.put(wrong)
+        out.put((np.ones(2), 2))
+    assert out.stats.samples == 2

@@ -88,6 +88,12 @@ def test_a_producer_that_fell_silent_is_named(server: RunningServer, ring_name: 
     assert 0.4 < time.monotonic() - began < LONG_S
 
 
+def test_a_ring_that_nobody_ended_though_all_have_closed_says_how_it_ends(alive: sb.Producer, reader: Reader) -> None:
+    alive.close()
+    with pytest.raises(sb.StarvedError, match=r"producer p1 .* closed, .*say so with `synthbroker end`"):
+        list(reader(on_starve="raise", prefetch=0))
+
+
 def test_a_slow_producer_is_no_reason_to_raise(alive: sb.Producer, reader: Reader) -> None:
     stream = iter(reader(on_starve="raise", prefetch=0))
     assert drain(itertools.islice(stream, 5)) == [0, 1, 2, 3, 4]
