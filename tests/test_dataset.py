@@ -251,7 +251,7 @@ def test_workers_of_a_plain_loader_acknowledge_as_late_as_they_can(server, ring_
     for _ in range(6):
         in_hand = next(stream)
         assert set(in_hand.info.ids) <= set(pending(server, ring_name, "g"))
-    assert counters(server, ring_name, "g")["acknowledged"] > 0
+    eventually(lambda: counters(server, ring_name, "g")["acknowledged"] > 0, "some were acknowledged")
     with raw_ring(server, ring_name) as ring:
         ring.end()
     drain(stream)
