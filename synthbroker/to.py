@@ -92,7 +92,10 @@ def checks(text: str) -> str:
 @checked
 def casts(text: str) -> dict[str, str]:
     """Take casts, field by field."""
-    wanted = dict(word.partition(":")[::2] for word in text.split())
+    words = text.split()
+    wanted = dict(word.partition(":")[::2] for word in words)
+    if len(wanted) < len(words):
+        raise ValueError(f"must name each field once, got {text!r}")
     cast.parse(wanted)
     return wanted
 

@@ -204,6 +204,7 @@ def test_status_without_a_name_lists_the_rings(filled, server, capsys):
         (["generate", "gen:brains", "--ring", "r", "--schema", "x:f31[2]"], "unknown dtype 'f31'"),
         (["generate", "gen:brains", "--ring", "r", "--fields", "a b"], "cannot name a field"),
         (["generate", "gen:brains", "--ring", "r", "--cast", "x:float17"], "unknown cast 'float17'"),
+        (["generate", "gen:brains", "--ring", "r", "--cast", "x:float16 x:bfloat16"], "name each field once"),
         (["generate", "gen:brains", "--ri", "r"], "--ring"),
     ],
 )
