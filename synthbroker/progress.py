@@ -223,7 +223,7 @@ class Progress:
         if staged:
             self._staged[epoch] = [*self._staged.get(epoch, []), *staged]
         if self._finished:
-            runs.finish(self._ring, group, self._run, f"{self._finished}.{self._word}")
+            self._say_finished()
             self._memory.settle(self._ring, group, None, former)
             self._memory.forget_from(bound)
 
@@ -237,6 +237,8 @@ class Progress:
                 serial = self._run.serial + self._batches  # the same for all ranks after a step
                 token = f"{serial}.{self._word}"
                 trained_on = runs.stage(self._ring, self._options.group, self._run, token, trained_on, self._rounds)
+            else:
+                self._say_finished()  # it may be another process's run now, also where nothing was trained on since
         except RingMissingError as error:
             log.warning("%s: the state says nothing about what was trained on", error)
             return
@@ -249,6 +251,10 @@ class Progress:
         self._samples += ranges.count(trained_on)
         self._staged = {epoch: [*self._staged.get(epoch, []), (self._run.serial, trained_on)]}
         self._run.staged = len(self._staged[epoch])
+
+    def _say_finished(self) -> None:
+        """Say once more which checkpoint was acknowledged last, if one was."""
+        runs.finish(self._ring, str(self._options.group), self._run, f"{self._finished}.{self._word}")
 
     def _finish(self, serial: int) -> None:
         assert self._options.group is not None

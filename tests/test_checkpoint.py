@@ -343,6 +343,22 @@ def test_a_restarted_run_takes_the_samples_of_its_former_self_over_at_once(serve
     assert take(new, 1) == [1]
 
 
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_who_was_shut_out_is_given_no_state_also_where_nothing_was_trained_on_since(
+    server, ring_name, trainer, acknowledged
+):
+    fill(server, ring_name, range(20), producers=0)
+    old, new = trainer(), trainer()
+    take(iter(old), 2)
+    state = old.state_dict()
+    if acknowledged:
+        old.acknowledge()
+    assert old.state_dict() == state, "it is the run, and there is nothing new"
+    new.load_state_dict(state)
+    with pytest.raises(sb.ShutOutError, match="took this one's place"):
+        old.state_dict()
+
+
 def test_two_datasets_without_names_share(server, ring_name, reader):
     fill(server, ring_name, range(20), producers=0)
     one, other = iter(reader(prefetch=0)), iter(reader(prefetch=0))
