@@ -1,9 +1,16 @@
 """What `status` makes of members that were not heard of lately, or have just begun: no rates, and it says so."""
 
+import threading
+from functools import partial
+
 import pytest
 
+import synthbroker as sb
 from hands import ABOUT, TINY, hands_on
+from servers import eventually
+from synthbroker import admin, monitor
 from synthbroker.replies import Incarnation
+from tools import background, number
 
 GENERATOR = ABOUT | {"blocked_share": 0.0, "sending_share": 0.75, "age_s": 60}
 READER = {"starved_share": 0.8, "starved_ever_share": 0.7, "dry_share": 0.8, "age_s": 60}
@@ -130,3 +137,47 @@ def test_what_the_only_member_says_is_what_all_of_them_say(ring, age_s):
     group = status.groups["train"]
     assert (group.starved_share, group.starved_ever_share) == pytest.approx((0.42, 0.42))
     assert (status.blocked_share, status.blocked_ever_share) == pytest.approx((0.3, 0.3))
+
+
+# -- what readers tell
+
+
+def told_by_readers(server, ring, wanted=1):
+    """Wait for the first records of so many readers, and give them."""
+
+    def found():
+        try:
+            consumers = monitor.status(ring, url=server.url).groups["g"].consumers.values()
+        except (sb.RingMissingError, KeyError):
+            return []
+        return [one for one in consumers if one.starved_share is not None]
+
+    eventually(lambda: len(found()) == wanted, "readers have joined")
+    return found()
+
+
+def test_a_wait_for_the_ring_itself_is_no_starving(server, ring_name, reader):
+    waits = background(lambda: next(iter(reader(batch_size=2))))
+    threading.Event().wait(0.5)  # nobody can see from outside that it waits
+    with sb.Producer(server.url, ring=ring_name) as out:
+        out.put(number(0))
+        (one,) = told_by_readers(server, ring_name)
+        assert (one.starved_share, one.starved_ever_share, one.dry_share) == (0, 0, 0)
+        assert monitor.status(ring_name, url=server.url).advice == "nothing yet: group g has just begun to read"
+        out.put(number(1))
+        waits.result(20)
+
+
+@pytest.mark.parametrize(("ranks", "options", "needs"), [(1, {}, 1), (1, {"min_fill": 5}, 5), (2, {}, 6)])
+def test_a_reader_tells_how_many_samples_it_needs(server, ring_name, dataset, ranks, options, needs):
+    with sb.Producer(server.url, ring=ring_name) as out:
+        out.put(number(0))
+        datasets = [dataset(batch_size=3, rank=rank, world_size=ranks, **options) for rank in range(ranks)]
+        each = [background(partial(list, one)) for one in datasets]
+        assert [one.needs for one in told_by_readers(server, ring_name, ranks)] == [needs] * ranks
+        for i in range(1, 6):
+            out.put(number(i))
+        out.flush()
+        admin.end(ring_name, url=server.url)
+        for one in each:
+            one.result(20)
