@@ -17,18 +17,50 @@ no batch. Which of them waits says what is short, and two more shares say why:
 
 How many generators are needed is reckoned from the shares: of n that are blocked for a share b of their time, n (1 - b)
 would make as much; training that starves for a share s takes n / (1 - s) such generators.
+
+Shares are what a process said of itself with its last heartbeat. Who missed one may be dead, though it counts as alive
+until `SILENT_AFTER_S`: what it said then is left out, and the advice says so; where nobody else is there, it says only
+that. Nor does a process that has just begun know its shares.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from synthbroker.states import RingStatus
+from synthbroker import units
+from synthbroker.ring import BEAT_S
+from synthbroker.starving import SILENT_AFTER_S
+from synthbroker.states import ConsumerStatus, GroupStatus, ProducerStatus, RingStatus
 
 WAITS = 0.1
 SENDS = 0.5
 _LOSES = 0.2
+_KNOWS_ITSELF_S = 1.0
 _MOST_STARVED = 0.9  # beyond it the number of generators that are needed is anybody's guess
+
+
+@dataclass(frozen=True)
+class Unheard:
+    """Members that count as alive, and of which nothing was heard for longer than heartbeats take.
+
+    Attributes:
+        what: What each of them is.
+        of_group: Of which group, as words; empty for generators.
+        count, alive: So many of those that count as alive.
+        since_s: For so long at least, in seconds.
+    """
+
+    what: str
+    of_group: str
+    count: int
+    alive: int
+    since_s: float
+
+    def __str__(self) -> str:
+        who = "the" if self.alive == 1 else f"{self.count} of {self.alive}"
+        have = "has" if self.count == 1 else "have"
+        noun, since = units.plural(self.what, self.alive), units.format_duration(self.since_s)
+        return f"{who} {noun}{self.of_group} {have} not been heard of for {since}"
 
 
 @dataclass(frozen=True)
@@ -39,14 +71,18 @@ class Signs:
         ring: Its name.
         ended: Whether nothing more comes.
         live: Samples in the ring.
-        generators: Producers that are alive.
+        generators: Producers that were heard of lately.
         blocked: Share of their time for which the ring had no room, on average.
         sending: Share of their time spent sending.
-        group: The group that starves most, of those with living readers; None where there is none.
+        group: The group that starves most, of those with readers that were heard of lately; None where there is none.
         starved: Share of the time that its training loops waited for a batch.
         dry: Share of the time that its readers waited for something in the ring.
         lost: Share of what this group should have been given that left the ring unseen, ever.
         behind: Another group that has something left to read, where this one has nothing.
+        waits: The group with too little left to read for a batch; None where none is so.
+        left: How many samples the group has left to read.
+        begun: Whether its readers have been there for long enough to know their shares.
+        generators_unheard, readers_unheard: Of whom nothing was heard lately.
     """
 
     ring: str
@@ -60,12 +96,17 @@ class Signs:
     dry: float
     lost: float
     behind: str | None
+    waits: str | None = None
+    left: int = 0
+    begun: bool = True
+    generators_unheard: Unheard | None = None
+    readers_unheard: tuple[Unheard, ...] = ()
 
 
 def signs_of(status: RingStatus) -> Signs:
     """Pick out what the advice is made of: of the groups, the one that starves most."""
     reading = {name: group for name, group in status.groups.items() if group.starved_share is not None}
-    name = max(reading, key=lambda one: reading[one].starved_share or 0.0, default=None)
+    name = _most_starved(reading)
     group = reading[name] if name is not None else None
     has_all = group is not None and not group.unread
     behind = [other for other, one in status.groups.items() if has_all and other != name and one.unread]
@@ -73,7 +114,7 @@ def signs_of(status: RingStatus) -> Signs:
         ring=status.ring,
         ended=status.ended,
         live=status.live,
-        generators=sum(one.state == "alive" for one in status.producers.values()),
+        generators=sum(one.heard for one in status.producers.values()),
         blocked=status.blocked_share,
         sending=status.sending_share,
         group=name,
@@ -81,12 +122,43 @@ def signs_of(status: RingStatus) -> Signs:
         dry=group.dry_share or 0.0 if group else 0.0,
         lost=group.lost / max(group.lost + group.delivered, 1) if group else 0.0,
         behind=max(behind, key=lambda one: status.groups[one].unread, default=None),
+        waits=_most_starved({one: group for one, group in reading.items() if _waits(group)}),
+        left=group.unread if group else 0,
+        begun=group is None or any(one.age_s >= _KNOWS_ITSELF_S for one in group.consumers.values() if one.heard),
+        generators_unheard=_unheard("generator", "", status.producers.values()),
+        readers_unheard=tuple(_readers_unheard(status.groups)),
     )
+
+
+def _most_starved(groups: dict[str, GroupStatus]) -> str | None:
+    return max(groups, key=lambda one: groups[one].starved_share or 0.0, default=None)
+
+
+def _waits(group: GroupStatus) -> bool:
+    """Say whether it has too little left to read; while it reads again what it had, that is nothing to it."""
+    needs = max((one.needs for one in group.consumers.values() if one.heard), default=1)
+    return group.unread < needs and (group.reuse == "1" or (group.starved_share or 0.0) >= WAITS)
+
+
+def _readers_unheard(groups: dict[str, GroupStatus]) -> Iterator[Unheard]:
+    for name, group in groups.items():
+        readers = [one for one in group.consumers.values() if one.starved_share is not None]
+        if (unheard := _unheard("reader", f" of group {name}", readers)) is not None:
+            yield unheard
+
+
+def _unheard(what: str, of_group: str, members: Collection[ProducerStatus | ConsumerStatus]) -> Unheard | None:
+    alive = [one for one in members if one.state == "alive"]
+    since_s = [one.seen_s or 0.0 for one in alive if not one.heard]
+    return Unheard(what, of_group, len(since_s), len(alive), min(since_s)) if since_s else None
 
 
 def advise(signs: Signs) -> str:
     """Say what is short, and what to do about it."""
-    return next(words for applies, words in _TABLE if applies(signs))(signs)
+    for applies, words in _NO_RATES:
+        if applies(signs):
+            return words(signs)
+    return next(words for applies, words in _RATES if applies(signs))(signs) + _left_out(signs)
 
 
 def _blocked(signs: Signs) -> bool:
@@ -106,8 +178,37 @@ def _whole(generators: float) -> int:
 
 
 def _nobody(signs: Signs) -> str:
-    waits = f", and group {signs.group} waits for it" if signs.group else ""
-    return f"no generator is alive{waits}: start some with `synthbroker generate … --ring {signs.ring}`"
+    waits = f", and group {signs.waits} waits for it" if signs.waits else ""
+    left = f"; group {signs.group} has {signs.left} {units.plural('sample', signs.left)} left to read"
+    return (
+        f"no generator is alive{waits or (left if signs.group and signs.left else '')}: start some with "
+        f"`synthbroker generate … --ring {signs.ring}`, or say that nothing more comes: `synthbroker end {signs.ring}`"
+    )
+
+
+def _no_rates(signs: Signs) -> str:
+    generators = None if signs.generators else signs.generators_unheard
+    if generators is not None and signs.waits:
+        since = units.format_duration(generators.since_s)
+        silence = f"group {signs.waits} waits for a generator that has not been heard of for {since}"
+    else:
+        silence = f"no advice on rates: {_listed([generators] if generators else signs.readers_unheard)}"
+    beat, gone = units.format_duration(BEAT_S), units.format_duration(SILENT_AFTER_S)
+    return f"{silence}; see what became of it (heartbeats come every {beat}; who sends none for {gone} counts as gone)"
+
+
+def _left_out(signs: Signs) -> str:
+    generators = [signs.generators_unheard] if signs.generators_unheard else []
+    unheard = [*generators, *signs.readers_unheard]
+    return f"; not counted here: {_listed(unheard)}" if unheard else ""
+
+
+def _listed(unheard: Iterable[Unheard]) -> str:
+    return ", ".join(map(str, unheard))
+
+
+def _too_early(signs: Signs) -> str:
+    return f"nothing yet: group {signs.group} has just begun to read"
 
 
 def _no_reader(signs: Signs) -> str:
@@ -169,10 +270,17 @@ def _losses(signs: Signs) -> str:
     )
 
 
-_TABLE: tuple[tuple[Callable[[Signs], bool], Callable[[Signs], str]], ...] = (
+_Row = tuple[Callable[[Signs], bool], Callable[[Signs], str]]
+
+_NO_RATES: tuple[_Row, ...] = (
     (lambda signs: signs.ended, lambda _: "nothing to do: the ring has ended"),
-    (lambda signs: not signs.generators, _nobody),
-    (lambda signs: signs.group is None, _no_reader),
+    (lambda signs: not signs.generators and signs.generators_unheard is None, _nobody),
+    (lambda signs: not signs.generators, _no_rates),
+    (lambda signs: signs.group is None and not signs.readers_unheard, _no_reader),
+    (lambda signs: signs.group is None, _no_rates),
+    (lambda signs: not signs.begun, _too_early),
+)
+_RATES: tuple[_Row, ...] = (
     (lambda signs: _blocked(signs) and _starved(signs) and not _dry(signs), _way_out),
     (lambda signs: _blocked(signs) and _starved(signs) and signs.behind is not None, _other_group),
     (lambda signs: _blocked(signs) and _starved(signs), _room),

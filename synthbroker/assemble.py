@@ -235,7 +235,8 @@ class Assembly:
         try:
             return options.transform(sample) if options.transform else sample
         except Exception as error:
-            error.add_note(f"in transform, of sample {entry.seq} of {entry.producer}, {entry.head.recipe!r:.500}")
+            recipe = f", {entry.head.recipe!r:.500}" if entry.head.recipe else ""
+            error.add_note(f"in transform, of sample {entry.seq} of {entry.producer}{recipe}")
             raise
 
     def _dressed(self, collated: Any, info: BatchInfo) -> Any:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -36,7 +36,7 @@ from synthbroker.peek import peek
 from synthbroker.quarantine import quarantine
 from synthbroker.server import ServerConfig
 from synthbroker.tls import Tls
-from synthbroker.units import format_size
+from synthbroker.units import format_size, plural
 
 EXIT_TIME = 75
 _NOT_ENCRYPTED = "not encrypted: who can read the network's traffic reads passwords and samples (--tls)\n"
@@ -160,10 +160,10 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(dataclasses.asdict(status), indent=1))
         return 0
-    console = _console()
     if not options.watch:
-        console.print(report.of_status(status))
+        _show(report.of_status(status))
         return 0
+    console = _console()
     if not console.is_terminal:
         raise ValueError("--watch needs a terminal; --json gives the same to a program")
     _watch(console, options)
@@ -200,7 +200,7 @@ def _audit(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
     else:
-        _console().print(report.of_audit(found))
+        _show(report.of_audit(found))
     return 0 if found.balanced else 1
 
 
@@ -209,7 +209,7 @@ def _quarantine(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([dataclasses.asdict(one) for one in found], indent=1))
     elif found:
-        _console().print(report.of_quarantine(found))
+        _show(report.of_quarantine(found))
     else:
         print(f"ring {options.ring} has no bad samples in its quarantine")
     return 0
@@ -253,7 +253,10 @@ def _confirmed(options: argparse.Namespace) -> bool:
         raise ValueError(f"drop ring {options.ring} with all its samples? Say --yes, or --group for one group only")
     status = monitor.status(options.ring, url=options.url)
     print(
-        f"drop ring {options.ring} with {status.live} samples ({format_size(status.bytes)})? [y/N] ", end="", flush=True
+        f"drop ring {options.ring} with {status.live} {plural('sample', status.live)} ({format_size(status.bytes)})? "
+        "[y/N] ",
+        end="",
+        flush=True,
     )
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -304,7 +307,7 @@ def _slurm_status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(dataclasses.asdict(status), indent=1, default=str))
     else:
-        _console().print(report.of_run_status(status))
+        _show(report.of_run_status(status))
     return 0
 
 
@@ -356,6 +359,14 @@ def _blocks(options: argparse.Namespace) -> tuple[Block, ...]:
     if options.generator is not None:
         raise ValueError("--generator goes with --fake-step: the measures of the table have samples of their own")
     return measures.blocks(quick=options.quick)
+
+
+def _show(what: RenderableType) -> None:
+    """Print what a terminal's width is made for; into a file or a pipe without the blanks that fill its lines up."""
+    console = _console()
+    with console.capture() as caught:
+        console.print(what)
+    print("\n".join(line.rstrip(" ") for line in caught.get().split("\n")), end="")
 
 
 def _console() -> Console:

@@ -77,8 +77,8 @@ def read_status(ring: Ring, snapshot: Reply) -> RingStatus:
         where=ring.connection.where,
         now_s=now_s,
         **_of_meta(meta),
-        samples_per_s=sum(producer.samples_per_s for producer in producers.values()),
-        bytes_per_s=sum(producer.bytes_per_s for producer in producers.values()),
+        samples_per_s=sum(producer.samples_per_s for producer in producers.values() if producer.heard),
+        bytes_per_s=sum(producer.bytes_per_s for producer in producers.values() if producer.heard),
         oldest_age_s=_age(ring, meta.first, meta.next - 1, now_s),
         newest_age_s=_age(ring, meta.next - 1, meta.next - 1, now_s),
         groups=groups,
@@ -95,29 +95,31 @@ def read_status(ring: Ring, snapshot: Reply) -> RingStatus:
 def _blocked(producers: Iterable[ProducerStatus]) -> dict[str, Any]:
     """Say what share of their time all producers were blocked, and sending."""
     known = list(producers)
-    alive = [one for one in known if one.state == "alive"]
+    heard = [one for one in known if one.heard]
     return {
-        "blocked_share": _mean((one.blocked_share, 1.0) for one in alive),
+        "blocked_share": _mean((one.blocked_share, 1.0) for one in heard),
         "blocked_ever_share": _mean((one.blocked_ever_share, one.age_s) for one in known),
-        "sending_share": _mean((one.sending_share, 1.0) for one in alive),
+        "sending_share": _mean((one.sending_share, 1.0) for one in heard),
     }
 
 
 def _starved(members: Iterable[ConsumerStatus]) -> dict[str, Any]:
     """Say what share of the time the training loops of a group waited, and its readers for the ring."""
     readers = [(one, one.starved_share) for one in members if one.starved_share is not None]
-    alive = [(one, share) for one, share in readers if one.state == "alive"]
+    heard = [(one, share) for one, share in readers if one.heard]
     found = {"starved_ever_share": _mean((one.starved_ever_share, one.age_s) for one, _ in readers)}
-    if alive:
-        found["starved_share"] = _mean((share, 1.0) for _, share in alive)
-        found["dry_share"] = _mean((one.dry_share, 1.0) for one, _ in alive)
+    if heard:
+        found["starved_share"] = _mean((share, 1.0) for _, share in heard)
+        found["dry_share"] = _mean((one.dry_share, 1.0) for one, _ in heard)
     return found
 
 
 def _mean(weighted: Iterable[tuple[float, float]]) -> float:
     pairs = list(weighted)
+    if not any(weight for _, weight in pairs):  # all have just begun, and count alike
+        pairs = [(value, 1.0) for value, _ in pairs]
     weight = sum(weight for _, weight in pairs)
-    return sum(value * weight for value, weight in pairs) / weight if weight else 0.0
+    return sum(value * weight for value, weight in pairs) / weight if pairs else 0.0
 
 
 def _generation_s(producers: Iterable[ProducerStatus]) -> float | None:
@@ -200,6 +202,7 @@ def _read_consumer(reply: Reply, now_s: float) -> ConsumerStatus:
         starved_ever_share=_share(about, "starved_ever_share"),
         dry_share=_share(about, "dry_share"),
         age_s=_seconds(about, "age_s"),
+        needs=int(max(_seconds(about, "needs"), 1)),
         **_identity(about),
     )
 

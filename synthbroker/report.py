@@ -20,7 +20,7 @@ from synthbroker.quarantine import BadSample
 from synthbroker.schema import Array
 from synthbroker.slurm import Run, RunStatus
 from synthbroker.states import ConsumerStatus, GroupStatus, ProducerStatus, RingStatus, Twins
-from synthbroker.units import format_duration, format_size
+from synthbroker.units import format_duration, format_size, plural
 
 MOST_ROWS = 40
 _MOST_RECIPE = 200
@@ -51,9 +51,9 @@ def _head(status: RingStatus) -> RenderableType:
 
 def _head_lines(status: RingStatus) -> Iterator[tuple[str, str | Text]]:
     yield "state", Text("ended", "yellow") if status.ended else Text("open", "green")
-    limit = f", at most {status.max_samples} samples" if status.max_samples else ""
+    limit = f", at most {_samples(status.max_samples)}" if status.max_samples else ""
     yield "policy", f"{status.when_full}, capacity {format_size(status.capacity_bytes)}{limit}"
-    yield "holds", f"{status.live} samples, {format_size(status.bytes)}, {status.fill:.1%} full{_ages(status)}"
+    yield "holds", f"{_samples(status.live)}, {format_size(status.bytes)}, {status.fill:.1%} full{_ages(status)}"
     yield "flow", f"{status.samples_per_s:.3g} samples/s, {format_size(round(status.bytes_per_s))}/s"
     yield "so far", f"{status.committed} committed, {status.evicted} evicted, {status.duplicates} sent twice"
     bad = Text(f"{status.quarantined} quarantined, {status.foreign} foreign")
@@ -82,7 +82,11 @@ def _idle(status: RingStatus) -> str:
         for name, group in status.groups.items()
         if group.starved_share is not None
     ]
-    blocked = f"generators blocked {status.blocked_share:.0%} of their time (ever {status.blocked_ever_share:.0%})"
+    ever = f"{status.blocked_ever_share:.0%}"
+    if any(one.heard for one in status.producers.values()):
+        blocked = f"generators blocked {status.blocked_share:.0%} of their time (ever {ever})"
+    else:
+        blocked = f"generators were blocked {ever} of their time"
     return "; ".join([blocked, *starved])
 
 
@@ -90,10 +94,14 @@ def _twins(twins: Sequence[Twins]) -> str:
     lines = [
         f"{one.second} sends what it sent in a former life (same seed?)"
         if one.first == one.second
-        else f"{one.second} sends what {one.first} sends (same seed?): {one.samples} samples alike"
+        else f"{one.second} sends what {one.first} sends (same seed?): {_samples(one.samples)} alike"
         for one in twins[:MOST_ROWS]
     ]
     return "\n".join([*lines, *([f"and {len(twins) - MOST_ROWS} more"] if len(twins) > MOST_ROWS else [])])
+
+
+def _samples(count: int) -> str:
+    return f"{count} {plural('sample', count)}"
 
 
 def _ages(status: RingStatus) -> str:
@@ -133,7 +141,7 @@ def _consumers(members: Sequence[tuple[str, str, ConsumerStatus]]) -> Renderable
         shares = (f"{member.starved_share:.0%}", f"{member.starved_ever_share:.0%}") if says else ("-", "-")
         seen = _seen(member.seen_s)
         table.add_row(group, name, _state(member.state), seen, str(member.pending), *shares, *_where(member))
-    return _with_rest(table, len(members), "readers")
+    return _with_rest(table, len(members), "reader")
 
 
 def _producers(producers: dict[str, ProducerStatus]) -> RenderableType:
@@ -146,13 +154,14 @@ def _producers(producers: dict[str, ProducerStatus]) -> RenderableType:
         rates = (f"{one.samples_per_s:.3g}", format_size(round(one.bytes_per_s)), *shares)
         chosen = [", ".join(f"{field} {codec}" for field, codec in one.codec.items())] if codecs else []
         table.add_row(name, _state(one.state), _seen(one.seen_s), str(one.committed), *rates, *_where(one), *chosen)
-    return _with_rest(table, len(producers), "producers")
+    return _with_rest(table, len(producers), "producer")
 
 
 def _with_rest(table: Table, count: int, what: str) -> RenderableType:
     if count <= MOST_ROWS:
         return Fitted(table)
-    return Group(Fitted(table), Text(f"and {count - MOST_ROWS} more {what}: --json has them all", "dim"))
+    rest = f"and {count - MOST_ROWS} more {plural(what, count - MOST_ROWS)}: --json has them all"
+    return Group(Fitted(table), Text(rest, "dim"))
 
 
 def _ledger(ledger: Ledger) -> RenderableType:
@@ -166,7 +175,7 @@ def _ledger(ledger: Ledger) -> RenderableType:
 def of_ring(status: RingStatus) -> str:
     """Show a ring in a line."""
     flow = "ended" if status.ended else f"{status.samples_per_s:.3g} samples/s"
-    return f"ring {status.ring}: {status.live} samples, {status.fill:.1%} full, {flow}"
+    return f"ring {status.ring}: {_samples(status.live)}, {status.fill:.1%} full, {flow}"
 
 
 def of_audit(audit: Audit) -> RenderableType:
@@ -179,14 +188,17 @@ def of_audit(audit: Audit) -> RenderableType:
     apart = [_apart(name, counts) for name, counts in audit.apart.items()]
     parts: list[RenderableType] = [
         Text.assemble((f"ring {audit.ring}", "bold"), f" on {audit.where}, epoch {audit.epoch}"),
-        Text(f"{audit.live:,} samples, {format_size(audit.bytes)}, {audit.parts:,} parts{_meanwhile(audit)}"),
+        Text(
+            f"{_counted('sample', audit.live)}, {format_size(audit.bytes)}, {_counted('part', audit.parts)}"
+            f"{_meanwhile(audit)}"
+        ),
         "",
         table,
         "",
         *[Text(line) for line in apart],
         Text(
-            f"under way: room for {audit.leased_samples:,} samples, {format_size(audit.leased_bytes)}; "
-            f"{audit.expired_leases} leases past their end, {audit.foreign} entries in the stream that are not ours"
+            f"under way: room for {_counted('sample', audit.leased_samples)}, {format_size(audit.leased_bytes)}; "
+            f"leases past their end: {audit.expired_leases}; entries in the stream that are not ours: {audit.foreign}"
         ),
     ]
     return Group(*parts, "", _verdict(audit.equations, audit.details))
@@ -207,8 +219,12 @@ def _apart(group: str, counts: dict[str, int]) -> str:
     return f"{group}, counted apart: " + ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
+def _counted(noun: str, count: int) -> str:
+    return f"{count:,} {plural(noun, count)}"
+
+
 def _meanwhile(audit: Audit) -> str:
-    return f"; {audit.moved:,} samples came or left while parts were looked at" if audit.moved else ""
+    return f"; {_counted('sample', audit.moved)} came or left while parts were looked at" if audit.moved else ""
 
 
 def _verdict(equations: Sequence[Equation], details: Sequence[str]) -> Text:
@@ -286,7 +302,7 @@ def figures(array: Array) -> str:
 def of_outcome(ring: str, outcome: Outcome, exit_time: int) -> str:
     """Say in a line what `generate` did."""
     sizes = f"{format_size(outcome.raw_bytes)}, {format_size(outcome.payload_bytes)} sent"
-    counts = [f"{outcome.samples} samples in ring {ring} ({sizes})"]
+    counts = [f"{_samples(outcome.samples)} in ring {ring} ({sizes})"]
     if outcome.lost:
         counts.append(f"{outcome.lost} of them were lost: the server was emptied, or the ring dropped, meanwhile")
     if outcome.quarantined:

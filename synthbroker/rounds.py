@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 from synthbroker import deadlock, dealing, losses
 from synthbroker import ring as rings
@@ -195,6 +196,9 @@ class RoundSource(GroupSource):
     def _spare_order(self) -> str:
         told = (self._place.rank, self._place.sitting, self._round, int(self._keeps_checkpoints()))
         return " ".join(["SPARE", self._generation, *map(str, told)])
+
+    def _about(self) -> dict[str, Any]:
+        return super()._about() | {"needs": max(self._min_fill, self._rules.ranks * self._rules.share)}
 
     def _keeps_checkpoints(self) -> bool:
         return self._seat.run is not None and self._seat.run.checkpoints

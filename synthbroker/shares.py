@@ -5,6 +5,7 @@ import time
 from ctypes import Array, c_double
 
 WINDOW_S = 30.0
+_LEAST_S = 0.1  # of less than that no share is told: a process that has just begun would be all wait
 
 
 class Stopwatch:
@@ -44,7 +45,7 @@ class Share:
         total_s: What the total is at the beginning.
 
     Attributes:
-        lately, ever: From 0 to 1.
+        lately, ever: From 0 to 1; 0 in the first tenth of a second.
         age_s: Seconds since the beginning.
     """
 
@@ -62,6 +63,6 @@ class Share:
         self._weighted_s = fading * self._weighted_s + spent_s
         self._weight_s = fading * self._weight_s + passed_s
         self.age_s, self._total_s = age_s, total_s
-        if self._weight_s > 0:
+        if age_s >= _LEAST_S:
             self.lately = min(max(self._weighted_s / self._weight_s, 0.0), 1.0)
             self.ever = min(max((total_s - self._first_s) / age_s, 0.0), 1.0)

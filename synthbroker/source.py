@@ -82,8 +82,6 @@ class GroupSource:
     def start(self) -> None:
         """Join the group, waiting for the ring if need be."""
         self._join()
-        # Only from here on is waiting something that more generators, or a larger ring, could help.
-        self._starved, self._dry = Share(self._counts.starved.total_s), Share(self._counts.waiting_s)
         self._heart.start()
 
     def begin(self) -> None:
@@ -203,6 +201,8 @@ class GroupSource:
             if meta is None:
                 return
             self.meta = meta
+            if not self._epoch:  # only from here on is waiting something that more generators, or more room, could help
+                self._starved, self._dry = Share(self._counts.starved.total_s), Share(self._counts.waiting_s)
             try:
                 self._keep_trying(self._register)
                 self._keep_trying(partial(self._settle, meta.epoch))
@@ -387,6 +387,7 @@ class GroupSource:
             "starved_ever_share": round(self._starved.ever, 3),
             "dry_share": round(self._dry.lately, 3),
             "age_s": round(self._starved.age_s, 1),
+            "needs": self._min_fill,
         }
 
     def _report(self) -> str:

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synthbroker.ledger import Ledger
+from synthbroker.ring import BEAT_S
+
+HEARD_WITHIN_S = 1.5 * BEAT_S  # a heartbeat that is late is not missed yet
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class ProducerStatus:
     sending_share: float = 0.0
     age_s: float = 0.0
 
+    @property
+    def heard(self) -> bool:
+        """Whether it was heard of lately: else what it said of its rates tells of a time that may be over."""
+        return self.state == "alive" and self.seen_s <= HEARD_WITHIN_S
+
 
 @dataclass(frozen=True)
 class ConsumerStatus:
@@ -58,6 +66,7 @@ class ConsumerStatus:
         starved_ever_share: The same over all its time.
         dry_share: Share of its time that it lately waited for something in the ring.
         age_s: How long it has been there, as it last said.
+        needs: So many samples must be unread before it is given any: those of a whole round where ranks share one.
     """
 
     state: str
@@ -70,6 +79,12 @@ class ConsumerStatus:
     starved_ever_share: float = 0.0
     dry_share: float = 0.0
     age_s: float = 0.0
+    needs: int = 1
+
+    @property
+    def heard(self) -> bool:
+        """Whether it was heard of lately, as for a producer."""
+        return self.state == "alive" and self.seen_s is not None and self.seen_s <= HEARD_WITHIN_S
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,8 @@ class GroupStatus:
         uses: How many live samples were given to it how often: {"0": 3, "1": 20, "2": 7}. From 9 uses on by powers of
             two: "16" means 9 to 16. With reuse="inf" uses are not counted: "1" means at least once.
         consumers: Its members by name.
-        starved_share, dry_share: As for its members, the mean of those that are alive; None where none is.
+        starved_share, dry_share: As for its members, the mean of those that were heard of lately (`heard`); None where
+            none was.
         starved_ever_share: The mean of all that are there, each as much as it is old.
     """
 
@@ -151,12 +167,12 @@ class RingStatus:
         leased_bytes, leased_samples: Room promised to samples under way.
         expected_producers, closed_producers: The ring ends when so many have closed (0: it does not), and so many have.
         folded_producers, folded_samples: Producers that are no longer named, and what they committed.
-        samples_per_s, bytes_per_s: Rates of all producers that are alive.
+        samples_per_s, bytes_per_s: Rates of all producers that were heard of lately (`heard`).
         generation_s: Generator time of a sample, mean over the producers, each as much as it has committed; None where
             none of them has said.
         wasted_s: Generator time of what was evicted while no group read the ring.
         twins: Producers that send the same.
-        blocked_share, sending_share: As for its producers, the mean of those that are alive.
+        blocked_share, sending_share: As for its producers, the mean of those that were heard of lately.
         blocked_ever_share: The mean of all that are named, each as much as it is old.
         advice: What is short, if anything, and what to do about it (`advice`).
         oldest_age_s, newest_age_s: Ages of the oldest and newest live sample; None in an empty ring.

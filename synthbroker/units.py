@@ -59,6 +59,11 @@ def format_duration(seconds: float) -> str:
     return _format_long(round(seconds))
 
 
+def plural(noun: str, count: int) -> str:
+    """Write a noun as so many of it are called: `sample` of 1, `samples` of any other number."""
+    return noun if count == 1 else f"{noun}s"
+
+
 def _format_long(seconds: int) -> str:
     if seconds < 3600:
         return _format_pair(*divmod(seconds, 60), "min", "s")

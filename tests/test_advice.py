@@ -1,6 +1,8 @@
 """One sentence about a ring: from a table, and from real producers and readers that wait for each other."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,9 +14,9 @@ import pytest
 import synthbroker as sb
 from faults.proxy import proxy
 from servers import RealServer, eventually
-from synthbroker import admin, cli, monitor, shares
+from synthbroker import admin, cli, monitor, shares, states
 from synthbroker import ring as rings
-from synthbroker.advice import Signs, advise
+from synthbroker.advice import Signs, Unheard, advise
 from synthbroker.bench.throttle import Valve
 from synthbroker.errors import SynthbrokerError
 from synthbroker.states import RingStatus
@@ -22,12 +24,22 @@ from tools import number
 
 CALM = Signs("brains", False, 42, 4, 0.0, 0.0, "train", 0.0, 0.0, 0.0, None)
 
+ONE = Unheard("generator", "", 1, 1, 12.0)
+READERS = Unheard("reader", " of group val", 2, 2, 12.0)
+
 TABLE: list[tuple[dict[str, Any], str]] = [
     ({}, "nothing to do: neither side waits for the other"),
     ({"blocked": 0.09, "starved": 0.09, "dry": 0.9, "sending": 0.9}, "nothing to do: neither"),
     ({"ended": True, "generators": 0, "starved": 0.9}, "nothing to do: the ring has ended"),
     ({"generators": 0, "group": None}, "no generator is alive: start some with `synthbroker generate … --ring brains`"),
-    ({"generators": 0}, "no generator is alive, and group train waits for it: start"),
+    ({"generators": 0, "waits": "val"}, "no generator is alive, and group val waits for it: start"),
+    ({"generators": 0}, "no generator is alive: start some"),
+    ({"generators": 0, "left": 20}, "no generator is alive; group train has 20 samples left to read: start some"),
+    ({"generators": 0, "generators_unheard": ONE, "starved": 0.9}, "no advice on rates: the generator has not been"),
+    ({"generators": 0, "generators_unheard": ONE, "waits": "train"}, "group train waits for a generator that has not"),
+    ({"generators": 3, "generators_unheard": ONE, "starved": 0.5, "dry": 0.5}, "more generators: about 6 instead of 3"),
+    ({"group": None, "readers_unheard": (READERS,)}, "no advice on rates: 2 of 2 readers of group val have not been"),
+    ({"begun": False, "blocked": 0.5}, "nothing yet: group train has just begun to read"),
     ({"group": None, "blocked": 1.0}, "nobody reads ring brains: start the training"),
     ({"blocked": 0.1}, "generators are faster than the training, and slower ones would do; or use more"),
     ({"blocked": 0.5}, "fewer generators would do: about 2 instead of 4; or use more of what they make"),
@@ -56,6 +68,18 @@ def test_who_waits_says_what_is_short(signs: dict[str, Any], words: str) -> None
 
 
 # -- with real ones
+
+GENERATOR = """
+import sys, time
+import numpy as np
+import synthbroker as sb
+from synthbroker import ring
+ring.BEAT_S = 0.1
+with sb.Producer(sys.argv[1], ring=sys.argv[2], codec="raw") as out:
+    while True:
+        time.sleep(0.05)
+        out.put({"x": np.zeros(4, np.float32)})
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +244,19 @@ def test_a_ring_that_nobody_reads_and_one_that_nobody_fills_say_so(scene: Scene)
     scene.advises("nobody reads ring ")
     scene.stop_generators()
     scene.advises("no generator is alive: start some")
+
+
+def test_a_generator_that_was_killed_is_soon_no_ground_for_advice_on_rates(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "HEARD_WITHIN_S", 0.5)
+    with subprocess.Popen([sys.executable, "-c", GENERATOR, scene.url, scene.ring]) as generator:
+        scene.train(0.0)
+        scene.advises("more generators: ")
+        generator.kill()
+    status = scene.advises("group train waits for a generator that has not been heard of for ")
+    assert [one.state for one in status.producers.values()] == ["alive"]
+    assert status.samples_per_s == 0
 
 
 def test_the_advice_is_told_to_people_and_to_programs(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:

@@ -263,6 +263,8 @@ def test_status_without_a_terminal_is_plain_text(filled, capsys):
     assert "3 samples" in text
     assert "ledger: balanced" in text
     assert "\x1b" not in text
+    assert main("audit", filled) == 0
+    assert [line for line in (text + capsys.readouterr().out).splitlines() if line.endswith(" ")] == []
 
 
 def test_status_as_json_is_all_there_is(filled, server, capsys):

@@ -4,6 +4,7 @@ import copy
 import itertools
 import multiprocessing
 import pickle
+import re
 import time
 
 import pytest
@@ -22,6 +23,7 @@ from tools import (
     drain,
     fill,
     members,
+    number,
     pending,
     processes,
     raw_ring,
@@ -124,7 +126,16 @@ def test_a_users_exception_in_a_worker_comes_with_its_own_traceback(server, ring
     with pytest.raises(ZeroDivisionError, match="in trip_over_five") as caught:
         list(loader)
     assert "five" in str(caught.value)
-    assert "in transform, of sample 6 of " in str(caught.value), "it can be made again"
+    assert re.search(r"\nin transform, of sample 6 of \S+, {'n': 5}", str(caught.value)), "it can be made again"
+
+
+def test_a_users_exception_says_nothing_of_a_recipe_that_there_is_not(server, ring_name, dataset):
+    with sb.Producer(server.url, ring=ring_name, name="maker") as out:
+        out.put(number(0))
+    with pytest.raises(ZeroDivisionError) as caught:
+        next(iter(dataset(transform=lambda _: 1 // 0)))
+    (note,) = caught.value.__notes__
+    assert re.fullmatch(r"in transform, of sample 1 of maker:\w+", note)
 
 
 def test_workers_end_at_once_where_one_of_them_failed(server, ring_name, dataset):

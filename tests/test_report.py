@@ -1,6 +1,7 @@
 """What a person sees of a ring: tables, lines and pictures."""
 
 import dataclasses
+import re
 import sys
 
 import ml_dtypes
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from synthbroker import pictures, report
+from synthbroker.audit import Audit
 from synthbroker.batch import Batch, BatchInfo
 from synthbroker.errors import MissingExtraError
 from synthbroker.generate import Outcome
@@ -106,6 +108,35 @@ def test_a_status_shows_ring_groups_readers_producers_and_ledger():
         "ledger: balanced, all 1 equations hold",
     ):
         assert line in lines
+
+
+def test_one_is_not_many():
+    many = {f"p{i:02}": PRODUCER for i in range(report.MOST_ROWS + 1)}
+    twins = (Twins("a", "b", 1, 1e9),)
+    status = dataclasses.replace(STATUS, live=1, max_samples=1, twins=twins, producers=many)
+    text = shown(report.of_status(status)) + report.of_ring(status)
+    assert "at most 1 sample\n" in re.sub(" +\n", "\n", text)
+    assert "holds  " in text
+    for line in (
+        "  1 sample, 2 GB",
+        "(same seed?): 1 sample alike",
+        "and 1 more producer:",
+        "brains: 1 sample, 25.0% full",
+    ):
+        assert line in text
+    done = Outcome(1, 0, 100, 100, 0, 0, 0.0, None, ended=True, stopped=None, idle_for_s=None)
+    assert report.of_outcome("r", done, 75).startswith("1 sample in ring r")
+    audit = Audit("brains", "here", "ab", 1e9, True, (), (), 1, 100, 1, 1, 0, 100, 1, 0, {})
+    text = shown(report.of_audit(audit))
+    for line in "1 sample, 100 B, 1 part; 1 sample came or left", "room for 1 sample, 100 B; leases past their end: 0":
+        assert line in text
+    assert "1 samples" not in text
+
+
+def test_rates_of_generators_that_were_not_heard_of_are_told_as_past():
+    late = dataclasses.replace(PRODUCER, seen_s=12.0)
+    text = " ".join(shown(report.of_status(dataclasses.replace(STATUS, producers={"p": late}))).split())
+    assert "idle generators were blocked 12% of their time; training of group train" in text
 
 
 def test_a_bare_ring_says_what_is_missing():

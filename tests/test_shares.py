@@ -72,6 +72,16 @@ def test_nothing_has_passed_at_the_beginning(clock):
     assert (share.lately, share.ever) == (0.5, 0.5), "what was before it began does not count"
 
 
+def test_who_has_just_begun_has_no_share_yet(clock):
+    share = Share()
+    clock.s += 0.001
+    share.update(0.001)
+    assert (share.lately, share.ever) == (0, 0), "whatever it began with: a first wait is all of so short a time"
+    clock.s += 0.999
+    share.update(0.5)
+    assert (share.lately, share.ever) == pytest.approx((0.5, 0.5), abs=1e-3)
+
+
 def test_a_wait_that_is_told_late_is_no_more_than_all_the_time(clock):
     share = Share()
     clock.s += 1
