@@ -340,11 +340,12 @@ def _bench(options: argparse.Namespace) -> int:
             print(line, flush=True)
         if options.plot is not None:
             run.complete(plots.blocks(options.only, quick=options.quick), here, outcome, repeats=repeats)
-            drawn = plots.draw(outcome, about, options.plot, options.only)
-            print("\n" + "\n".join(f"drawn in {path}" for path in drawn))
     if options.json is not None:
         how = {"quick": options.quick, "repeats": repeats, "seconds": seconds}
         options.json.write_text(json.dumps({"about": about, "how": how, **outcome.as_json()}, indent=1) + "\n")
+    if options.plot is not None:
+        drawn = plots.draw(outcome, about, options.plot, options.only)
+        print("\n" + "\n".join(f"drawn in {path}" for path in drawn))
     if options.fake_step is not None and outcome.failures:
         raise SynthbrokerError(next(iter(outcome.failures.values())))
     return 0
