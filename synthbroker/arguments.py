@@ -295,7 +295,8 @@ def _add_bench(commands: _Commands) -> None:
         "  synthbroker bench --fake-step 0.05 --generator my.module:brains",
     )
     add = command.add_argument
-    add("--quick", action="store_true", help="everything once and small: to see that it works, not how fast")
+    add("--quick", action="store_true",
+        help="everything once and small: to see that it works; its figures are no measures")  # fmt: skip
     add("--only", type=to.measures, default=(), metavar="N,N", help="only the measures with these numbers")
     add(
         "--repeats",
@@ -305,7 +306,9 @@ def _add_bench(commands: _Commands) -> None:
     )
     add("--seconds", type=to.seconds, metavar="S", help="length of one run (default: 3; with --quick: 0.1)")
     add("--json", type=Path, metavar="FILE", help="where to write every single figure")
-    add("--plot", type=Path, metavar="FOLDER", help="where to draw throughput by size and time by num_workers as well")
+    add("--plot", type=Path, metavar="FOLDER",
+        help="where to draw throughput by size (with --only: of those sizes that measures 1 to 4 ask for) and, without "
+        "--only, time by num_workers as well")  # fmt: skip
     add("--fake-step", type=to.seconds, metavar="S",
         help="instead: a training loop that sleeps S seconds per step; says how long it waits for data")  # fmt: skip
     add("--generator", metavar="MODULE:FUNCTION", help="with --fake-step: your own, as for `generate`")

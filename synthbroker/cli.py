@@ -25,7 +25,7 @@ import synthbroker
 from synthbroker import acl, admin, arguments, books, machine, monitor, pictures, report, server, settings, shell, slurm
 from synthbroker import endpoint as endpoint_file
 from synthbroker.audit import audit
-from synthbroker.bench import measures, place, plots, run, steps, table
+from synthbroker.bench import measures, outputs, place, plots, run, steps, table
 from synthbroker.bench.table import Block
 from synthbroker.connection import Connection
 from synthbroker.durable import Durable
@@ -68,6 +68,7 @@ def _set_up_logging(command: str, verbose: int) -> None:
     levels = (quiet, logging.INFO, logging.DEBUG)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("synthbroker").setLevel(levels[min(verbose, 2)])
+    logging.getLogger("synthbroker.bench").setLevel(logging.INFO)  # how far it is
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -324,8 +325,6 @@ _SLURM_ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "down": _slurm_down,
 }
 
-_QUICK_NOTE = "quick: small counts, once each, no claim of accuracy\n"
-
 
 def _bench(options: argparse.Namespace) -> int:
     blocks = _blocks(options)
@@ -333,16 +332,23 @@ def _bench(options: argparse.Namespace) -> int:
     seconds = options.seconds or (0.1 if options.quick else 3.0)
     repeats = options.repeats or (1 if options.quick else 5)
     with place.at(options.url, seconds=seconds, quick=options.quick) as here:
+        if options.generator is not None:
+            steps.check_generator(options.generator, here)
         about = place.describe(here)
-        print(f"{table.head_of(about)}\n{_QUICK_NOTE if options.quick else ''}\n{table.HEAD}", flush=True)
-        for row in run.run(blocks, here, outcome, repeats=repeats, only=options.only):
-            print(table.text_of(row), flush=True)
+        print(f"{table.head_of(about)}\n\n{table.HEAD}", flush=True)
+        rows = run.run(blocks, here, outcome, repeats=repeats, only=options.only)
+        if options.fake_step is not None:
+            rows = (row for row in rows if row.note is None)  # why there is no figure is raised below
+        for line in table.text_lines(rows):
+            print(line, flush=True)
         if options.plot is not None:
-            run.complete(plots.blocks(quick=options.quick), here, outcome, repeats=repeats)
-            print("\n" + "\n".join(f"drawn in {path}" for path in plots.draw(outcome, about, options.plot)))
+            run.complete(plots.blocks(options.only, quick=options.quick), here, outcome, repeats=repeats)
     if options.json is not None:
         how = {"quick": options.quick, "repeats": repeats, "seconds": seconds}
         options.json.write_text(json.dumps({"about": about, "how": how, **outcome.as_json()}, indent=1) + "\n")
+    if options.plot is not None:
+        drawn = plots.draw(outcome, about, options.plot, options.only)
+        print("\n" + "\n".join(f"drawn in {path}" for path in drawn))
     if options.fake_step is not None and outcome.failures:
         raise SynthbrokerError(next(iter(outcome.failures.values())))
     return 0
@@ -350,14 +356,16 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _blocks(options: argparse.Namespace) -> tuple[Block, ...]:
     """Choose what is measured, and see that it can be asked for."""
-    if options.plot is not None:
-        plots.check()
+    if options.json is not None:
+        outputs.check("--json", options.json)
     if options.fake_step is not None:
         if options.plot is not None or options.only:
             raise ValueError("--fake-step comes instead of the table: leave --plot and --only out")
         return (steps.block(options.generator or steps.OWN, options.fake_step),)
     if options.generator is not None:
         raise ValueError("--generator goes with --fake-step: the measures of the table have samples of their own")
+    if options.plot is not None:
+        plots.check(options.plot, options.only)
     return measures.blocks(quick=options.quick)
 
 

@@ -111,7 +111,8 @@ def generate(
         TypeError, ValueError: An argument that cannot be, or a target that is not there.
         SynthbrokerError: What a worker's producer met.
     """
-    _check(target, workers, stop_signal)
+    check_target(target)
+    _check(workers, stop_signal)
     limits = _limits(ends_in_s, grace_s=grace_s, margin_s=margin_s, idle_s=idle_s, wait_s=options.get("wait_s", 600.0))
     options |= {"ring": ring, "url": url}
     Producer(name=None if name is None else f"{name}-w{workers - 1}", **options)  # opens nothing: checks all arguments
@@ -145,11 +146,19 @@ def _outcome(crew: Crew, *, ended: bool) -> Outcome:
     )
 
 
-def _check(target: Target, workers: int, stop_signal: str) -> None:
+def check_target(target: Target) -> None:
+    """See that a target may name a generator; whether there is one is known when it is loaded.
+
+    Raises:
+        ValueError: It cannot.
+    """
     if not _TARGET.fullmatch(name_of(target)):
         if isinstance(target, str):
             raise ValueError(f"{target!r} names no generator: write module:function, for example my.module:brains")
         raise ValueError(f"{target!r} cannot be sent to a worker: give a function of a module")
+
+
+def _check(workers: int, stop_signal: str) -> None:
     if workers < 1:
         raise ValueError(f"at least one worker is needed, got {workers}")
     check_choice("stop_signal", stop_signal, STOP_SIGNALS)

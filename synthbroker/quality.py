@@ -1,11 +1,8 @@
 """How many of a producer's latest samples failed; a generator of mostly bad ones is stopped."""
 
-import logging
 from collections import deque
 
 from synthbroker.errors import BadSamplesError
-
-log = logging.getLogger("synthbroker")
 
 LOOKED_AT = 100
 FEWEST_BAD = 20
@@ -36,7 +33,6 @@ class Quality:
                 f"samples went to quarantine (at most half may), the last one because {self.reason}; mend the "
                 f"generator, or the ring's checks (`synthbroker quarantine {self._ring}` lists them with their recipes)"
             )
-            log.error("%s", self._error)
 
     def check(self) -> None:
         """Raise BadSamplesError once too many have failed."""

@@ -13,7 +13,7 @@ import torch
 
 from servers import any_binary, eventually
 from synthbroker import cli
-from synthbroker.bench import measures, table
+from synthbroker.bench import outputs, place, plots, run, table, workers
 
 PATIENCE_S = 200  # less than pytest's own
 SOON_S = 30
@@ -41,6 +41,11 @@ def bench(*words):
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
+def troubles(done):
+    """Give the lines of stderr that do not only say how far it is."""
+    return [line for line in done.stderr.splitlines() if not line.endswith("runs done")]
+
+
 def refused(capsys, *words):
     """Run one in this process, where it ends before it has begun; gives exit code and stderr."""
     try:
@@ -56,25 +61,26 @@ def refused(capsys, *words):
 @pytest.mark.parametrize("only", [range(1, 6), range(6, 11), range(11, 16)])
 def test_a_quick_bench_measures_everything_once(tmp_path, only):
     done = bench("--quick", "--only", ",".join(map(str, only)), "--json", "bench.json")
-    assert (done.returncode, done.stderr) == (0, "")
-    head, about, *_ = lines = done.stdout.splitlines()
+    assert (done.returncode, troubles(done)) == (0, [])
+    head, about, note, *_ = lines = done.stdout.splitlines()
     assert "cores of" in head
     assert "redis" in about
+    assert "no measures" in note
     written = json.loads((tmp_path / "bench.json").read_text())
     assert written["how"] == {"quick": True, "repeats": 1, "seconds": 0.1}
+    assert written["about"]["note"] == note
     assert written["failures"] == {}
     assert {row["number"] for row in written["rows"]} == set(only)
     numbers = [line[:2].strip() for line in lines[lines.index(table.HEAD) + 1 :]]
     assert numbers == [str(row["number"]) for row in written["rows"]]
     assert all(row["ours"] > 0 and row["note"] is None for row in written["rows"])
     assert all((row["ratio"] is None) == (row["baseline"] is None) for row in written["rows"])
-    judged = {row["number"] for row in written["rows"] if row["bound"]}
-    assert judged == set(only) - {15}, "disks differ: no bound would be right for all"
+    assert {(row["bound"], row["ok"]) for row in written["rows"]} == {(None, None)}, "bounds are for the full sizes"
 
 
 def test_a_quick_bench_measures_what_needs_a_gpu_or_says_that_there_is_none(tmp_path):
     done = bench("--quick", "--only", "16,17", "--json", "bench.json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, troubles(done)) == (0, [])
     written = json.loads((tmp_path / "bench.json").read_text())
     assert [row["number"] for row in written["rows"]] == [16] * 3 + [17] * 3
     if torch.cuda.is_available():
@@ -82,26 +88,38 @@ def test_a_quick_bench_measures_what_needs_a_gpu_or_says_that_there_is_none(tmp_
         assert written["failures"] == {}
     else:
         assert {row["note"] for row in written["rows"]} == {"torch sees no GPU"}
-
-
-def test_each_measure_has_its_number():
-    assert list(measures.NUMBERS) == list(range(1, 18)), "all of them are measured above"
+        assert done.stdout.splitlines()[-1] == "16, 17  6 lines cannot run here: torch sees no GPU"
+        assert done.stdout.count("no GPU") == 1
 
 
 @pytest.mark.slow
-def test_a_quick_bench_draws_its_pictures(tmp_path):
-    done = bench("--quick", "--only", "14", "--plot", "pictures")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-2:] == ["drawn in pictures/throughput.png", "drawn in pictures/num_workers.png"]
-    for name in "throughput", "num_workers":
-        assert (tmp_path / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+def test_only_with_plot_draws_the_pictures_of_these_measures(tmp_path):
+    done = bench("--quick", "--only", "4", "--plot", "new/pictures", "--json", "bench.json")
+    assert (done.returncode, troubles(done)) == (0, [])
+    assert done.stdout.splitlines()[-2:] == ["", "drawn in new/pictures/throughput.png"]
+    assert [path.name for path in (tmp_path / "new/pictures").iterdir()] == ["throughput.png"]
+    runs = json.loads((tmp_path / "bench.json").read_text())["runs"]
+    assert {name.split()[-2] for name in runs} == {"400", "40", "4"}, "no size that was not asked for"
+
+
+@pytest.mark.slow
+def test_a_quick_bench_draws_the_time_by_num_workers(tmp_path):
+    outcome, block = run.Outcome(), workers.block(quick=True)
+    with place.at(None, seconds=0.1, quick=True) as here:
+        run.complete([block], here, outcome, repeats=1)
+        outcome.runs["ours 4 KiB"] = [{"samples_per_s": 1.0}]
+        drawn = plots.draw(outcome, place.describe(here), tmp_path, ())
+    assert outcome.failures == {}
+    assert outcome.runs.keys() == {*block.contenders, "ours 4 KiB"}
+    assert [path.name for path in drawn] == ["throughput.png", "num_workers.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
 
 
 def test_a_server_that_is_given_is_left_as_it_was(own_server):
     server = own_server()
     before = server.client().keys("*")
     done = bench("--quick", "--only", "4,5", "--url", server.url)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, troubles(done)) == (0, [])
     assert "4 KiB samples, raw: ours ÷ plain redis-py" in done.stdout
     assert "cannot run here: it needs a server that is reached by plain TCP" in done.stdout
     assert server.client().keys("*") == before
@@ -154,24 +172,54 @@ def slow(worker):
 def bad(worker):
     raise RuntimeError("no more brains")
     yield
+def short(worker):
+    yield {"x": np.ones(8, np.float32)}
+    raise RuntimeError("no more brains")
+def empty(worker):
+    return iter(())
+def numbers(worker):
+    yield 3
+NUMBER = 3
 """
 
 
 def test_a_fake_step_times_a_generator_of_the_user(tmp_path):
     (tmp_path / "gen.py").write_text(GENERATOR)
     done = bench("--quick", "--fake-step", "0.01", "--generator", "gen:slow", "--json", "bench.json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, troubles(done)) == (0, [])
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert [row["unit"] for row in rows] == ["steps/s", "ms", "ms", "ms", "of time"]
     assert all(row["ours"] > 0 and row["baseline"] > 0 for row in rows)
 
 
-def test_a_generator_that_fails_is_an_error_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("gen", "'gen' names no generator: write module:function"),
+        ("nope:x", "there is no module 'nope' in "),
+        ("gen:x", "module 'gen' has no function 'x'"),
+        ("gen:NUMBER", "module 'gen' has no function 'NUMBER'"),
+        ("gen:bad", "RuntimeError: no more brains"),
+        ("gen:empty", "it yields no sample"),
+        ("gen:numbers", "a sample must be a dict of arrays or tensors, got int"),
+    ],
+)
+def test_a_generator_that_cannot_be_used_is_refused_once_before_anything_is_measured(capsys, tmp_path, target, said):
     (tmp_path / "gen.py").write_text(GENERATOR)
-    done = bench("--quick", "--fake-step", "0.01", "--generator", "gen:bad")
+    code, stderr = refused(capsys, "--fake-step", "0.01", "--generator", target)
+    assert code == 1
+    assert stderr.startswith(f"synthbroker: error: --generator {target} cannot be used: ")
+    assert said in stderr
+    assert len(stderr.splitlines()) == 1
+
+
+def test_a_generator_that_fails_later_is_one_error(tmp_path):
+    (tmp_path / "gen.py").write_text(GENERATOR)
+    done = bench("--quick", "--fake-step", "0.01", "--generator", "gen:short")
     assert done.returncode == 1
-    said = "synthbroker: error: worker 0 of gen:bad failed: RuntimeError: no more brains"
+    said = "synthbroker: error: worker 0 of gen:short failed: RuntimeError: no more brains"
     assert done.stderr.splitlines()[-1] == said
+    assert done.stdout.splitlines()[-1] == table.HEAD, "no rows without figures"
 
 
 def test_where_a_socket_has_no_room_the_server_is_reached_by_tcp(tmp_path, monkeypatch):
@@ -179,7 +227,7 @@ def test_where_a_socket_has_no_room_the_server_is_reached_by_tcp(tmp_path, monke
     long.mkdir()
     monkeypatch.setenv("TMPDIR", str(long))
     done = bench("--quick", "--only", "7")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, troubles(done)) == (0, [])
     assert ") by redis; " in done.stdout
 
 
@@ -188,6 +236,36 @@ def test_a_server_that_does_not_answer_is_an_error_in_one_line(capsys, tmp_path)
     assert code == 1
     assert stderr.startswith("synthbroker: error: ")
     assert len(stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--json", "nope/x.json"], "--json: nope/x.json cannot be written (No such file or directory): name a place"),
+        (["--json", "."], "--json: . cannot be written (Is a directory): name a place"),
+        (["--plot", "/proc/nope"], "--plot: there can be no folder /proc/nope (No such file or directory): name one"),
+        (["--plot", "taken"], "--plot: there can be no folder taken (File exists): name one"),
+        (["--plot", "full"], "--plot: full/throughput.png cannot be written (Is a directory): name a place"),
+        (
+            ["--plot", "p", "--only", "5,11"],
+            "--plot has no picture of --only 5,11: throughput.png is of measures 1 to 4",
+        ),
+    ],
+)
+def test_results_that_cannot_be_kept_are_refused_before_anything_is_measured(capsys, tmp_path, words, said):
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "full/throughput.png").mkdir(parents=True)
+    code, stderr = refused(capsys, *words)
+    assert code == 1
+    assert stderr.startswith(f"synthbroker: error: {said}")
+    assert not (tmp_path / "p").exists()
+
+
+def test_looking_whether_a_file_can_be_written_leaves_it_as_it_was(tmp_path):
+    (tmp_path / "old.json").write_text("{}")
+    outputs.check("--json", tmp_path / "old.json")
+    outputs.check("--json", tmp_path / "new.json")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.json", "{}")]
 
 
 def test_a_generator_without_a_step_is_refused(capsys):

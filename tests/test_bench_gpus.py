@@ -62,8 +62,9 @@ def test_a_trainer_without_a_ring_uses_one_batch_again_and_again(play):
     assert play(Part(gpus.train, (TASK, SECONDS, None)))["steps_per_s"] > 0
 
 
-@pytest.mark.parametrize("block", [gpus.GENERATOR, gpus.TRAINER], ids=["generator", "trainer"])
-def test_all_contenders_give_the_figures_that_the_lines_are_made_of(server, monkeypatch, block):
+@pytest.mark.parametrize("make", [gpus.generator_block, gpus.trainer_block])
+def test_all_contenders_give_the_figures_that_the_lines_are_made_of(server, monkeypatch, make):
+    block = make(quick=True)
     monkeypatch.setattr(gpus, "_task", lambda place: TASK)
     with at(server.url, seconds=SECONDS, quick=True) as place:
         outcome = Outcome()
@@ -78,9 +79,6 @@ def test_without_a_gpu_it_is_looked_for_once(play):
     class Place:
         quick, asked = True, 0
 
-        def scaled(self, count, quick):
-            return quick
-
         @property
         def troupe(self):
             self.asked += 1
@@ -92,7 +90,8 @@ def test_without_a_gpu_it_is_looked_for_once(play):
         patience_s = PATIENCE_S
 
     place = Place()
-    for contender in (gpus.GENERATOR.contenders | gpus.TRAINER.contenders).values():
+    blocks = gpus.generator_block(quick=True), gpus.trainer_block(quick=True)
+    for contender in (contender for block in blocks for contender in block.contenders.values()):
         with pytest.raises(SynthbrokerError, match="torch sees no GPU"):
             contender(place)
     assert place.asked == 1

@@ -130,6 +130,7 @@ BENCH = [
     "bench.place",
     "bench.table",
     "bench.run",
+    "bench.outputs",
     "bench.throughput",
     "bench.throttle",
     "bench.link",

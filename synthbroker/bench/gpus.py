@@ -16,13 +16,11 @@ from synthbroker.bench.loads import PATIENCE_S, Figures, RingPlan
 from synthbroker.bench.meter import Meter
 from synthbroker.bench.place import Place
 from synthbroker.bench.processes import Part, Stage
-from synthbroker.bench.samples import MIB
+from synthbroker.bench.samples import MIB, size_name
 from synthbroker.bench.table import Block, Bound, Line
 from synthbroker.errors import SynthbrokerError
 
 LEAST_S = 2.0
-WORK_S, QUICK_WORK_S = 0.02, 0.002  # what a sample, or a step, takes a GPU
-SIDE, QUICK_SIDE = 2048, 256  # of a float32 matrix: 16 MiB, 256 KiB
 _OPTIONS = {"codec": "raw", "capacity": 256 * MIB, "producers": 1}
 
 
@@ -152,10 +150,15 @@ def calibrate(stage: Stage, seconds: float, side: int) -> int:
 # -- contenders
 
 
+def _work(*, quick: bool) -> tuple[float, int]:
+    """Say how many seconds a sample, or a step, takes a GPU, and the side of the float32 matrix that it is."""
+    return (0.002, 256) if quick else (0.02, 2048)
+
+
 @cache
 def _products(place: Place) -> int:
     """Calibrate once, so that all contenders do the same."""
-    part = Part(calibrate, (QUICK_WORK_S if place.quick else WORK_S, place.scaled(SIDE, QUICK_SIDE)))
+    part = Part(calibrate, _work(quick=place.quick))
     products: int = place.troupe.play(part, patience_s=place.patience_s)[0]
     return products
 
@@ -164,7 +167,7 @@ def _task(place: Place) -> Task:
     products = _products(place)
     if not products:
         raise SynthbrokerError("torch sees no GPU")
-    return Task(products, place.scaled(SIDE, QUICK_SIDE))
+    return Task(products, _work(quick=place.quick)[1])
 
 
 def _seconds(place: Place) -> float:
@@ -198,46 +201,46 @@ def training(way: Way | None, place: Place) -> Figures:
 
 
 _PUT, _BY_HAND, _NO_PUT = "put of a CUDA tensor", "put of x.cpu()", "samples on a GPU, no put"
-GENERATOR = Block(
-    {
-        _PUT: partial(generating, _as_it_is),
-        _BY_HAND: partial(generating, _to_host),
-        _NO_PUT: partial(generating, None),
-    },
-    (
-        Line(
-            16,
-            "16 MiB made on a GPU in 20 ms: with put ÷ without",
-            "samples/s",
-            (_PUT, "samples_per_s"),
-            (_NO_PUT, "samples_per_s"),
-            Bound(0.95),
-        ),
-        Line(
-            16,
-            "the same: put(x.cpu()) ÷ without",
-            "samples/s",
-            (_BY_HAND, "samples_per_s"),
-            (_NO_PUT, "samples_per_s"),
-        ),
-        Line(16, "the same: host's time in put(x) ÷ in put(x.cpu())", "ms", (_PUT, "put_ms"), (_BY_HAND, "put_ms")),
-    ),
-)
 _ALONE = "steps on a GPU, no ring"
 WAYS = {
     "device='cuda'": Way(device=True),
     "pin_memory, to(non_blocking=True)": Way(pin_memory=True, non_blocking=True),
     "to('cuda')": Way(),
 }
-TRAINER = Block(
-    {name: partial(training, way) for name, way in WAYS.items()} | {_ALONE: partial(training, None)},
-    tuple(
-        Line(17, f"{what}: {name} ÷ no ring", "steps/s", (name, "steps_per_s"), (_ALONE, "steps_per_s"), bound)
-        for name, what, bound in zip(
-            WAYS,
-            ("steps of 20 ms on a GPU, 16 MiB each", "the same", "the same"),
-            (Bound(0.95), None, None),
-            strict=True,
-        )
-    ),
-)
+
+
+def _in_words(*, quick: bool) -> tuple[str, str]:
+    """Say what a sample, or a step, takes a GPU, and how large the sample is."""
+    work_s, side = _work(quick=quick)
+    return f"{1000 * work_s:g} ms", size_name(4 * side**2)
+
+
+def generator_block(*, quick: bool) -> Block:
+    """Make the block of measure 16."""
+    takes, size = _in_words(quick=quick)
+    put, by_hand, no_put = ((name, "samples_per_s") for name in (_PUT, _BY_HAND, _NO_PUT))
+    return Block(
+        {
+            _PUT: partial(generating, _as_it_is),
+            _BY_HAND: partial(generating, _to_host),
+            _NO_PUT: partial(generating, None),
+        },
+        (
+            Line(16, f"{size} made on a GPU in {takes}: with put ÷ without", "samples/s", put, no_put, Bound(0.95)),
+            Line(16, "the same: put(x.cpu()) ÷ without", "samples/s", by_hand, no_put),
+            Line(16, "the same: host's time in put(x) ÷ in put(x.cpu())", "ms", (_PUT, "put_ms"), (_BY_HAND, "put_ms")),
+        ),
+    )
+
+
+def trainer_block(*, quick: bool) -> Block:
+    """Make the block of measure 17."""
+    takes, size = _in_words(quick=quick)
+    first = f"steps of {takes} on a GPU, {size} each"
+    return Block(
+        {name: partial(training, way) for name, way in WAYS.items()} | {_ALONE: partial(training, None)},
+        tuple(
+            Line(17, f"{what}: {name} ÷ no ring", "steps/s", (name, "steps_per_s"), (_ALONE, "steps_per_s"), bound)
+            for name, what, bound in zip(WAYS, (first, "the same", "the same"), (Bound(0.95), None, None), strict=True)
+        ),
+    )

@@ -9,10 +9,11 @@ import synthbroker as sb
 from synthbroker.bench.loads import PATIENCE_S, Figures, RingPlan
 from synthbroker.bench.place import Place
 from synthbroker.bench.processes import Part, Stage
-from synthbroker.bench.samples import KIB
+from synthbroker.bench.samples import KIB, size_name
 from synthbroker.bench.table import Block, Bound, Line
 
-COUNT = 1000
+COUNT, QUICK_COUNT = 1000, 50
+SIZE_BYTES = 4 * KIB
 _IDLE_S = 0.002  # between a sample and the next, so that the ring is idle again and the reader waits
 _LOOK_EVERY_S = 0.0002
 
@@ -20,7 +21,7 @@ _LOOK_EVERY_S = 0.0002
 def put_singly(stage: Stage, ring: RingPlan, count: int) -> None:
     """Put a sample that says when it was put, each after the trainer has had the one before."""
     stamp = np.zeros(1, np.int64)
-    sample = {"put_ns": stamp, "x": np.zeros(4 * KIB - stamp.nbytes, np.uint8)}
+    sample = {"put_ns": stamp, "x": np.zeros(SIZE_BYTES - stamp.nbytes, np.uint8)}
     with sb.Producer(ring.url, ring=ring.name, wait_s=PATIENCE_S, **ring.options) as out:
         stage.begin()
         for number in range(count):
@@ -49,7 +50,7 @@ def latency(place: Place) -> Figures:
     with place.ring() as name:
         ring = RingPlan(place.url, name, {"producers": 1, "capacity": "64MB"})
         trainer = Part(take_singly, (ring,))
-        producer = Part(put_singly, (ring, place.scaled(COUNT, 50)))
+        producer = Part(put_singly, (ring, place.scaled(COUNT, QUICK_COUNT)))
         figures: Figures = place.troupe.play(trainer, producer, patience_s=place.patience_s)[0]
         return figures
 
@@ -59,7 +60,7 @@ LATENCY = Block(
     {"one by one": latency},
     (
         _line(
-            "commit to the trainer's hands, idle ring, 4 KiB: p99",
+            f"commit to the trainer's hands, idle ring, {size_name(SIZE_BYTES)}: p99",
             ours=("one by one", "p99_ms"),
             bound=Bound(10, most=True),
         ),

@@ -23,6 +23,8 @@ from synthbroker.errors import RingMissingError, ServerRefusedError
 from synthbroker.server import ServerConfig
 from synthbroker.units import format_size
 
+_QUICK_NOTE = "quick run: small and short, to see that it works; its figures are no measures"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -116,7 +118,7 @@ def describe(place: Place) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu": _cpu(),
         "memory": format_size(machine.memory_limit_bytes()),
-        "system": platform.platform(terse=True),
+        "system": platform.system(),
         "server": f"{said.get('server_name', 'redis')} {said.get('valkey_version', said['redis_version'])}",
         "allocator": place.memory().get("mem_allocator", "unknown"),
         "reached_by": place.url.partition(":")[0],
@@ -125,6 +127,7 @@ def describe(place: Place) -> dict[str, Any]:
         "redis_py": _version("redis"),
         "hiredis": _version("hiredis"),
         "synthbroker": sb.__version__,
+        "note": _QUICK_NOTE if place.quick else None,
     }
 
 

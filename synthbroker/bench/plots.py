@@ -1,11 +1,11 @@
 """Pictures of what was measured."""
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from synthbroker.bench import throughput, workers
+from synthbroker.bench import outputs, throughput, workers
 from synthbroker.bench.run import Outcome
 from synthbroker.bench.samples import size_name
 from synthbroker.bench.table import Block, Runs
@@ -15,37 +15,60 @@ _DPI = 120
 _STYLES = dict(zip(throughput.CONTENDERS, ("o-", "s--", "^:", "D--", "v--"), strict=True))
 
 
-def blocks(*, quick: bool) -> tuple[Block, ...]:
-    """Say what must have been measured."""
+THROUGHPUT, WORKERS = "throughput.png", "num_workers.png"
+
+
+def wanted(only: Sequence[int]) -> tuple[str, ...]:
+    """Name the pictures of these measures; all if there are none.
+
+    Raises:
+        ValueError: There is no picture of any of them.
+    """
+    if not only:
+        return THROUGHPUT, WORKERS
+    if any(_numbers(size) & set(only) for size in throughput.SIZES):
+        return (THROUGHPUT,)
+    raise ValueError(
+        f"--plot has no picture of --only {','.join(map(str, only))}: {THROUGHPUT} is of measures 1 to 4, {WORKERS} is "
+        "drawn when all is measured; leave one of the two options out"
+    )
+
+
+def _numbers(size_bytes: int) -> set[int]:
+    return {number for number, *_ in throughput.SIZES[size_bytes]}
+
+
+def blocks(only: Sequence[int], *, quick: bool) -> tuple[Block, ...]:
+    """Say what must have been measured for the pictures of these measures."""
     sizes = throughput.QUICK_SIZES if quick else throughput.SIZES
-    return (*(throughput.block(size, beside=True) for size in sizes), workers.block(quick=quick))
+    asked = [size for size in sizes if not only or _numbers(size) & set(only)]
+    with_workers = (workers.block(quick=quick),) if WORKERS in wanted(only) else ()
+    return (*(throughput.block(size, beside=True) for size in asked), *with_workers)
 
 
-def check() -> None:
+def check(folder: Path, only: Sequence[int]) -> None:
     """See that pictures can be drawn, before hours are spent.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        ValueError: There is no picture of these measures, or it cannot be written there.
     """
+    outputs.check_folder("--plot", folder, wanted(only))
     try:
         import matplotlib.figure  # noqa: F401 - it is there
     except ImportError as error:
         raise MissingExtraError("pictures need matplotlib: pip install 'synthbroker[plot]'") from error
 
 
-def draw(outcome: Outcome, about: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw all pictures into a folder; gives their paths."""
-    paths = []
-    for name, figure in _figures(outcome, f"{about['cores']} cores of {about['cpu']}, {about['server']}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / name, dpi=_DPI)
-        paths.append(folder / name)
+def draw(outcome: Outcome, about: Mapping[str, Any], folder: Path, only: Sequence[int]) -> list[Path]:
+    """Draw the pictures of these measures into a folder that is there; gives their paths."""
+    machine = f"{about['cores']} cores of {about['cpu']}, {about['server']}"
+    if about["note"]:
+        machine += f"\n{about['note']}"
+    paths = [folder / name for name in wanted(only)]
+    for path in paths:
+        _FIGURES[path.name](outcome.runs, machine).savefig(path, dpi=_DPI)
     return paths
-
-
-def _figures(outcome: Outcome, machine: str) -> Iterator[tuple[str, Any]]:
-    yield "throughput.png", _throughput(outcome.runs, machine)
-    yield "num_workers.png", _workers(outcome.runs, machine)
 
 
 def _throughput(runs: Runs, machine: str) -> Any:
@@ -98,6 +121,11 @@ def _workers(runs: Runs, machine: str) -> Any:
         axes.grid(alpha=0.3)
     figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(
-        f"batches of {workers.BATCH_SIZE} samples of 1 MiB, mean and deviation of the repeats\n{machine}", fontsize=10
+        f"batches of {workers.BATCH_SIZE} samples of {size_name(workers.SAMPLE_BYTES)}, "
+        f"mean and deviation of the repeats\n{machine}",
+        fontsize=10,
     )
     return figure
+
+
+_FIGURES = {THROUGHPUT: _throughput, WORKERS: _workers}

@@ -1,6 +1,7 @@
 """Runs blocks: the contenders of each in turn, again and again, so that what else the machine does hits all alike."""
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from synthbroker.bench.table import Block, Row, row_of
 from synthbroker.errors import SynthbrokerError
 
 log = logging.getLogger("synthbroker")
+_progress = logging.getLogger("synthbroker.bench")
+TELL_EVERY_S = 30.0  # how far it is, where no row comes
 
 
 @dataclass
@@ -47,7 +50,8 @@ def run(
     for block in blocks:
         lines = [line for line in block.lines if not only or line.number in only]
         names = {pick[0] for line in lines for pick in (line.ours, line.baseline) if pick} - set(outcome.runs)
-        _repeat(block, names, place, outcome, min(repeats, block.most_repeats or repeats))
+        numbers = ", ".join(str(number) for number in dict.fromkeys(line.number for line in lines))
+        _repeat(block, names, place, outcome, min(repeats, block.most_repeats or repeats), f"measure {numbers}")
         for line in lines:
             outcome.rows.append(row_of(line, outcome.runs, outcome.failures, judge=not place.quick))
             yield outcome.rows[-1]
@@ -56,14 +60,19 @@ def run(
 def complete(blocks: Iterable[Block], place: Place, outcome: Outcome, *, repeats: int) -> None:
     """Run what has not run yet and no row is made of: pictures need it."""
     for block in blocks:
-        _repeat(block, set(block.contenders) - set(outcome.runs), place, outcome, repeats)
+        _repeat(block, set(block.contenders) - set(outcome.runs), place, outcome, repeats, "pictures")
 
 
-def _repeat(block: Block, names: set[str], place: Place, outcome: Outcome, repeats: int) -> None:
-    for _ in range(repeats):
-        for name, contender in block.contenders.items():
-            if name in names - set(outcome.failures):
-                _run_one(name, contender, place, outcome)
+def _repeat(block: Block, names: set[str], place: Place, outcome: Outcome, repeats: int, what: str) -> None:
+    """Run contenders in turn, and log now and then how far that is."""
+    runs = [name for _ in range(repeats) for name in block.contenders if name in names]
+    told_at = time.monotonic()
+    for done, name in enumerate(runs, 1):
+        if name not in outcome.failures:
+            _run_one(name, block.contenders[name], place, outcome)
+        if time.monotonic() - told_at >= TELL_EVERY_S:
+            told_at = time.monotonic()
+            _progress.info("%s: %d of %d runs done", what, done, len(runs))
 
 
 def _run_one(name: str, contender: Callable[[Place], Figures], place: Place, outcome: Outcome) -> None:

@@ -9,17 +9,21 @@ from array import array
 from collections.abc import Callable
 from functools import partial
 
+import synthbroker as sb
 from synthbroker.bench import loads
 from synthbroker.bench.loads import Figures, Reading, RingPlan
 from synthbroker.bench.meter import Meter
 from synthbroker.bench.place import Place
 from synthbroker.bench.processes import Part, Stage
 from synthbroker.bench.table import Block, Line
-from synthbroker.generate import generate
+from synthbroker.errors import GeneratorError, SynthbrokerError
+from synthbroker.generate import check_target, generate
+from synthbroker.sample import Sample
 from synthbroker.worker import WorkerInfo, load
 
 OWN = "synthbroker.bench.samples:brains"
 _CAPACITY = "256MB"
+_ALONE = WorkerInfo(index=0, count=1, seed=0, array_task_id=None, device=None)
 _GRACE_S = 1.0
 _LOOK_EVERY_S = 0.05
 _WARMEST_S = 5.0  # at least: a generator that takes seconds for a sample has its time too
@@ -40,9 +44,39 @@ def _stop_when_over(stage: Stage) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def put_first(stage: Stage, target: str, ring: RingPlan) -> None:
+    """Put the first sample of a generator.
+
+    Raises:
+        SynthbrokerError: There is none.
+        Exception: What is wrong with the target, what it raises, or what the ring does not take.
+    """
+    check_target(target)
+    stage.begin()
+    with sb.Producer(ring.url, ring=ring.name, wait_s=loads.PATIENCE_S, **ring.options) as out:
+        for item in load(target)(_ALONE):
+            out.put((item if isinstance(item, Sample) else Sample(item)).fields)
+            return
+    raise SynthbrokerError("it yields no sample")
+
+
+def check_generator(target: str, place: Place) -> None:
+    """Try a generator out, in a process of its own, before anything is measured.
+
+    Raises:
+        GeneratorError: Its first sample could not be had and put; says why.
+    """
+    with place.ring() as name:
+        ring = RingPlan(place.url, name, {"capacity": _CAPACITY})
+        try:
+            place.troupe.play(Part(put_first, (target, ring)), patience_s=place.patience_s)
+        except SynthbrokerError as error:
+            raise GeneratorError(f"--generator {target} cannot be used: {error} (-v shows where)") from error
+
+
 def inside(stage: Stage, target: str, step_s: float, seconds: float) -> Figures:
     """Generate in the training loop itself."""
-    samples = load(target)(WorkerInfo(index=0, count=1, seed=0, array_task_id=None, device=None))
+    samples = load(target)(_ALONE)
     meter, waits_s = Meter(seconds), array("d")
     stage.begin()
     for _, waited_s in loads.timed(samples):

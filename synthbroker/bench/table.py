@@ -1,8 +1,9 @@
 """What is measured and how it is judged: lines of a table, made of the figures of contenders."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from synthbroker.bench.loads import Figures
@@ -69,7 +70,7 @@ class Row:
     Attributes:
         number, what, unit: As the line says.
         ours, baseline, ratio: None where they are not to be had.
-        bound: In words, None for a line that is only there to compare with.
+        bound: In words, None for a line that is only there to compare with, and in a quick run.
         ok: Whether the bound holds; None without one.
         note: Why it could not be measured.
     """
@@ -86,8 +87,9 @@ class Row:
 
 
 def row_of(line: Line, runs: Runs, failures: Mapping[str, str], *, judge: bool) -> Row:
-    """Fill a line in; without `judge` it is left open whether the bound holds."""
-    bound = str(line.bound) if line.bound else None
+    """Fill a line in; without `judge` there is no bound: it is for what a full run measures."""
+    limit = line.bound if judge else None
+    bound = str(limit) if limit else None
     picks = [line.ours, line.baseline] if line.baseline else [line.ours]
     missing = next((failures.get(name, "did not run") for name, _ in picks if not runs.get(name)), None)
     if missing is not None:
@@ -95,7 +97,7 @@ def row_of(line: Line, runs: Runs, failures: Mapping[str, str], *, judge: bool) 
     ours, baseline = median(runs, line.ours), median(runs, line.baseline) if line.baseline else None
     ratio = None if baseline is None else ours / baseline if baseline else float("inf")
     judged = ours if ratio is None else ratio
-    ok = line.bound.holds(judged) if line.bound and judge else None
+    ok = limit.holds(judged) if limit else None
     return Row(line.number, line.what, line.unit, ours, baseline, ratio, bound, ok)
 
 
@@ -106,6 +108,18 @@ def median(runs: Runs, pick: Pick) -> float:
 
 
 HEAD = f"{'#':>2}  {'what':<72} {'ours':>10} {'baseline':>10} {'unit':<10} {'ratio':>7}  bound"
+
+
+def text_lines(rows: Iterable[Row]) -> Iterator[str]:
+    """Write rows as they come; those in a row that cannot be measured for one reason are one line."""
+    for note, group in groupby(rows, key=lambda row: row.note):
+        if note is None:
+            yield from map(text_of, group)
+            continue
+        rows_alike = list(group)
+        numbers = ", ".join(str(number) for number in dict.fromkeys(row.number for row in rows_alike))
+        more = f"{numbers:>2}  {len(rows_alike)} lines cannot run here: {note}"
+        yield more if len(rows_alike) > 1 else text_of(rows_alike[0])
 
 
 def text_of(row: Row) -> str:
@@ -131,5 +145,5 @@ def head_of(about: Mapping[str, Any]) -> str:
     return (
         f"{about['cores']} cores of {about['cpu']}, {about['memory']} of memory, {about['system']}\n"
         f"{about['server']} ({about['allocator']}) by {about['reached_by']}; "
-        f"synthbroker {about['synthbroker']}, {versions}"
+        f"synthbroker {about['synthbroker']}, {versions}" + (f"\n{about['note']}" if about["note"] else "")
     )

@@ -15,19 +15,22 @@ from synthbroker.bench.place import Place
 from synthbroker.bench.processes import Part, Stage
 from synthbroker.bench.samples import MIB
 from synthbroker.bench.table import Block
+from synthbroker.bench.throughput import OVERHEAD
 
 WORKERS, QUICK_WORKERS = (0, 1, 2, 4), (0, 2)
 BATCHES, QUICK_BATCHES = 100, 8
 TRANSFORMS = ("cheap", "costly")
 SOURCES = ("out of a ring", "generated in the workers")
 BATCH_SIZE = 4
-_WARM_UP = 0.2
+SAMPLE_BYTES = MIB
+_HELD = 5  # batches that a worker may hold: two in DataLoader's queue, two ready, one in the making
+_WARM_UP = 0.3  # of the batches: more than a full ring of the most workers holds
 _seeds = count()
 
 
 def volume() -> dict[str, Any]:
-    """Generate a sample of 1 MiB anew, as a quick generator would."""
-    return {"x": np.random.default_rng(next(_seeds)).standard_normal(MIB // 4, np.float32)}
+    """Generate a sample anew, as a quick generator would."""
+    return {"x": np.random.default_rng(next(_seeds)).standard_normal(SAMPLE_BYTES // 4, np.float32)}
 
 
 def produce(stage: Stage, ring: RingPlan) -> None:
@@ -80,8 +83,11 @@ def _timed(stage: Stage, loader: Callable[[], Iterable[Any]], batches: int, *, d
 
 
 def _out_of_ring(transform: str, num_workers: int, place: Place) -> Figures:
-    # Little room: what is made ahead while workers start must not be what is timed.
-    options = {"producers": 1, "capacity": "32MB", "in_flight": "16MB"}
+    # Little room: what is made ahead while workers start must not be what is timed. But room for what all workers hold,
+    # the training loop's batch, and one in the making: a ring that is full of these has to break batches up.
+    batches = _HELD * max(num_workers, 1) + 2
+    capacity = int(OVERHEAD * batches * BATCH_SIZE * SAMPLE_BYTES)
+    options = {"producers": 1, "capacity": capacity, "in_flight": "16MB"}
     with place.ring() as name:
         ring = RingPlan(place.url, name, options)
         trainer = Part(train, (ring, transform, num_workers, place.scaled(BATCHES, QUICK_BATCHES)))
