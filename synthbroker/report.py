@@ -304,11 +304,11 @@ def of_outcome(ring: str, outcome: Outcome, exit_time: int) -> str:
     sizes = f"{format_size(outcome.raw_bytes)}, {format_size(outcome.payload_bytes)} sent"
     counts = [f"{_samples(outcome.samples)} in ring {ring} ({sizes})"]
     if outcome.lost:
-        counts.append(f"{outcome.lost} of them were lost: the server was emptied, or the ring dropped, meanwhile")
+        counts.append(f"lost {outcome.lost} of them: the server was emptied, or the ring dropped, meanwhile")
     if outcome.quarantined:
         counts.append(f"{outcome.quarantined} failed the checks and went to quarantine")
     if outcome.unsent:
-        counts.append(f"{outcome.unsent} were not sent")
+        counts.append(f"{outcome.unsent} {'was' if outcome.unsent == 1 else 'were'} not sent")
     if outcome.blocked_s >= 1:
         counts.append(f"waited {format_duration(outcome.blocked_s)} for room, all workers together")
     if outcome.ended:

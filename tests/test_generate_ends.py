@@ -79,8 +79,8 @@ def test_a_generator_that_does_not_come_back_is_given_up_after_the_grace(command
     process.terminate()
     returncode, stdout = finish(process)
     assert returncode == 143
-    assert "1 samples in ring" in stdout
-    assert "1 were not sent" in stdout
+    assert "1 sample in ring" in stdout
+    assert "1 was not sent" in stdout
     assert states(status()) == ["left"]
 
 

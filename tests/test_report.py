@@ -65,7 +65,7 @@ def test_a_narrow_terminal_is_told_which_columns_are_left_out(width):
 
 def test_generate_says_how_many_of_its_samples_are_gone_again():
     done = Outcome(12, 5, 10**6, 10**6, 0, 0, 0.0, None, ended=True, stopped=None, idle_for_s=None)
-    assert "12 samples in ring r (1 MB, 1 MB sent); 5 of them were lost" in report.of_outcome("r", done, 75)
+    assert "12 samples in ring r (1 MB, 1 MB sent); lost 5 of them" in report.of_outcome("r", done, 75)
     idle = dataclasses.replace(done, samples=0, lost=0)
     assert "the generator yielded nothing" in report.of_outcome("r", idle, 75)
 
