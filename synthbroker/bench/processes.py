@@ -202,6 +202,9 @@ def _act(pipe: "_Pipe[Any, Any]", flags: Any, shared: Any) -> None:
     """Be a process: play part after part until the pipe is closed."""
     os.setsid()  # Ctrl-C is for the parent, which then ends us and all that we started, like a DataLoader's workers
     Thread(target=_end_with_parent, name="synthbroker-watch", daemon=True).start()
+    # A DataLoader's workers start as they do in any training. Spawned, as we were, they may abort at their end: torch's
+    # queue lets go of tensors in a thread that the interpreter does not wait for.
+    multiprocessing.set_start_method(None, force=True)
     with suppress(EOFError, OSError):
         while True:
             part: Part = pipe.recv()
