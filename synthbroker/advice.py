@@ -83,6 +83,8 @@ class Signs:
         left: How many samples the group has left to read.
         begun: Whether its readers have been there for long enough to know their shares.
         generators_unheard, readers_unheard: Of whom nothing was heard lately.
+        deserted: The group that has most left to read and no reader; None where there is none.
+        deserted_left: So many samples it has left, those included that its former readers have not acknowledged.
     """
 
     ring: str
@@ -101,6 +103,8 @@ class Signs:
     begun: bool = True
     generators_unheard: Unheard | None = None
     readers_unheard: tuple[Unheard, ...] = ()
+    deserted: str | None = None
+    deserted_left: int = 0
 
 
 def signs_of(status: RingStatus) -> Signs:
@@ -109,6 +113,8 @@ def signs_of(status: RingStatus) -> Signs:
     name = _most_starved(reading)
     group = reading[name] if name is not None else None
     has_all = group is not None and not group.unread
+    alone = {one: of.unread + of.pending for one, of in status.groups.items() if not _has_readers(of)}
+    deserted = max((one for one, left in alone.items() if left), key=alone.__getitem__, default=None)
     behind = [other for other, one in status.groups.items() if has_all and other != name and one.unread]
     return Signs(
         ring=status.ring,
@@ -127,11 +133,17 @@ def signs_of(status: RingStatus) -> Signs:
         begun=group is None or any(one.age_s >= _KNOWS_ITSELF_S for one in group.consumers.values() if one.heard),
         generators_unheard=_unheard("generator", "", status.producers.values()),
         readers_unheard=tuple(_readers_unheard(status.groups)),
+        deserted=deserted,
+        deserted_left=alone.get(deserted or "", 0),
     )
 
 
 def _most_starved(groups: dict[str, GroupStatus]) -> str | None:
     return max(groups, key=lambda one: groups[one].starved_share or 0.0, default=None)
+
+
+def _has_readers(group: GroupStatus) -> bool:
+    return any(one.state == "alive" for one in group.consumers.values())
 
 
 def _waits(group: GroupStatus) -> bool:
@@ -178,12 +190,28 @@ def _whole(generators: float) -> int:
 
 
 def _nobody(signs: Signs) -> str:
-    waits = f", and group {signs.waits} waits for it" if signs.waits else ""
-    left = f"; group {signs.group} has {signs.left} {units.plural('sample', signs.left)} left to read"
+    if signs.waits:
+        state = f", and group {signs.waits} waits for it"
+    elif signs.group and signs.left:
+        state = f"; group {signs.group} has {signs.left} {units.plural('sample', signs.left)} left to read"
+    else:
+        state = f", and {_deserted(signs)}" if signs.deserted else ""
     return (
-        f"no generator is alive{waits or (left if signs.group and signs.left else '')}: start some with "
-        f"`synthbroker generate … --ring {signs.ring}`, or say that nothing more comes: `synthbroker end {signs.ring}`"
+        f"no generator is alive{state}: start some with `synthbroker generate … --ring {signs.ring}`, or say that "
+        f"nothing more comes: `synthbroker end {signs.ring}`"
     )
+
+
+def _deserted(signs: Signs) -> str:
+    samples = f"{signs.deserted_left} {units.plural('sample', signs.deserted_left)}"
+    return f"group {signs.deserted} has {samples} left to read and no reader"
+
+
+def _ended(signs: Signs) -> str:
+    if signs.deserted is None:
+        return "nothing to do: the ring has ended"
+    drop = f"synthbroker drop {signs.ring} --group {signs.deserted}"
+    return f"the ring has ended, but {_deserted(signs)}: start its training, or give them up with `{drop}`"
 
 
 def _no_rates(signs: Signs) -> str:
@@ -273,7 +301,7 @@ def _losses(signs: Signs) -> str:
 _Row = tuple[Callable[[Signs], bool], Callable[[Signs], str]]
 
 _NO_RATES: tuple[_Row, ...] = (
-    (lambda signs: signs.ended, lambda _: "nothing to do: the ring has ended"),
+    (lambda signs: signs.ended, _ended),
     (lambda signs: not signs.generators and signs.generators_unheard is None, _nobody),
     (lambda signs: not signs.generators, _no_rates),
     (lambda signs: signs.group is None and not signs.readers_unheard, _no_reader),

@@ -56,7 +56,10 @@ class RingLoader(DataLoader[Any]):
         self._ahead = ahead
         for name in "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "drop_last":
             if name in options:
-                raise TypeError(f"loader() takes no {name}: RingDataset does (batch_size, collate, drop_last, ...)")
+                raise TypeError(
+                    f"loader() takes no {name}: RingDataset says what a batch is (batch_size, collate, drop_last), and "
+                    "samples come in the order of the ring"
+                )
         self._chose_order, self._left = "in_order" in options, False
         if num_workers and "in_order" in signature(DataLoader.__init__).parameters:  # since torch 2.6
             # Taken in turn, a worker that waits for samples stalls all that have some (pytorch#135409).

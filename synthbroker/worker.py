@@ -113,8 +113,8 @@ class Result:
 def work(order: Order, pipe: "connection.Connection[Any, Any]") -> None:
     """Be a worker; the result goes through the pipe."""
     worker = _Worker(order, pipe)
-    worker.prepare()
-    with suppress(_TooLate):
+    with suppress(_TooLate):  # also before anything was begun: a job may start when its time is nearly over
+        worker.prepare()
         worker.report(worker.run())
 
 
@@ -141,6 +141,7 @@ class _Worker:
         self._producer: Producer | None = None
         self._clock = Clock(order.limits)
         self._made = 0
+        self._in_hand = 0  # 1 while a sample is made or put
         self._stop_at: float | None = None  # when all must be over; None: nobody asked us to stop
         self._stopped_at = 0.0  # when that was decided
         self._in_time = False  # whether we did it ourselves
@@ -190,9 +191,10 @@ class _Worker:
         for n in itertools.count():
             if not self._may_begin(producer):
                 return
-            began = time.monotonic()
+            began, self._in_hand = time.monotonic(), 1
             item = next(samples, _NO_MORE)
             if item is _NO_MORE:
+                self._in_hand = 0
                 break
             self._made += 1
             sample = item if isinstance(item, Sample) else Sample(item)
@@ -202,6 +204,7 @@ class _Worker:
             except (SchemaError, TypeError, ValueError) as error:  # this sample's, not an earlier one's
                 raise type(plain := _plain(error))(f"{plain}; its recipe is {made_by}") from error
             self._clock.made(time.monotonic() - began)
+            self._in_hand = 0
         producer.flush()
 
     def _may_begin(self, producer: Producer) -> bool:
@@ -273,9 +276,10 @@ class _Worker:
         assert self._stop_at is not None
         if self._over.wait(max(self._stop_at - time.monotonic(), 0.0)) or not self._goodbye.acquire(blocking=False):
             return
-        log.warning("gave the sample in hand up: not done %.3g s after it was told to stop",
-                    time.monotonic() - self._stopped_at)  # fmt: skip
-        unsent, stats = 1, None
+        unsent, stats = self._in_hand, None
+        if unsent:
+            log.warning("gave the sample in hand up: not done %.3g s after it was told to stop",
+                        time.monotonic() - self._stopped_at)  # fmt: skip
         if self._producer is not None:
             with suppress(SynthbrokerError):
                 unsent += self._producer.leave(flush_s=0.0)

@@ -31,6 +31,11 @@ TABLE: list[tuple[dict[str, Any], str]] = [
     ({}, "nothing to do: neither side waits for the other"),
     ({"blocked": 0.09, "starved": 0.09, "dry": 0.9, "sending": 0.9}, "nothing to do: neither"),
     ({"ended": True, "generators": 0, "starved": 0.9}, "nothing to do: the ring has ended"),
+    ({"ended": True, "deserted": "val", "deserted_left": 1}, "the ring has ended, but group val has 1 sample left"),
+    (
+        {"generators": 0, "group": None, "deserted": "val", "deserted_left": 7},
+        "no generator is alive, and group val has 7 samples left to read and no reader: start some",
+    ),
     ({"generators": 0, "group": None}, "no generator is alive: start some with `synthbroker generate … --ring brains`"),
     ({"generators": 0, "waits": "val"}, "no generator is alive, and group val waits for it: start"),
     ({"generators": 0}, "no generator is alive: start some"),

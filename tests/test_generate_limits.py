@@ -107,9 +107,11 @@ def test_what_a_full_ring_does_not_take_before_the_job_ends_is_counted(run, stat
     assert states(status()) == ["left"]
 
 
-def test_a_job_that_is_over_already_begins_nothing(run, status):
-    outcome = run("gen:steady", ends_in_s=1.0, margin_s=30.0)
-    assert (outcome.stopped, outcome.samples, begun()) == ("time", 0, 0)
+def test_a_job_that_is_over_already_begins_nothing(run, status, caplog, capfd):
+    outcome = run("gen:steady", workers=2, ends_in_s=1.0, margin_s=30.0)
+    assert (outcome.stopped, outcome.samples, outcome.unsent, begun()) == ("time", 0, 0, 0)
+    assert "gave the sample in hand up" not in caplog.text
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("ends_in_s", [None, float("inf")])

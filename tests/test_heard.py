@@ -87,6 +87,17 @@ def test_an_ended_ring_needs_nobody(ring):
     assert ring.status().advice == "nothing to do: the ring has ended"
 
 
+def test_what_a_group_without_a_reader_has_left_is_told_whether_or_not_more_can_come(ring):
+    ring.put(TINY, 2)
+    miss(ring, "consumers", f"train {ring.who}", GONE_S)
+    ring.ring.leave_producer(ring.producer, GENERATOR | {"state": "closed"}, closed=True)
+    left = "group train has 6 samples left to read and no reader"  # four were given to the reader that is gone
+    assert ring.status().advice.startswith(f"no generator is alive, and {left}: start some")
+    ring.ring.end()
+    cure = f"start its training, or give them up with `synthbroker drop {ring.ring.name} --group train`"
+    assert ring.status().advice == f"the ring has ended, but {left}: {cure}"
+
+
 def test_who_has_just_begun_does_not_know_its_rates(ring):
     ring.ring.beat("consumer", f"train {ring.who}", READER | {"age_s": 0.0})
     assert ring.status().advice == "nothing yet: group train has just begun to read"
